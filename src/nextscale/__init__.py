@@ -1,0 +1,34 @@
+"""nextscale: train, sample and evaluate image generators that work by next-scale prediction (VAR, arXiv 2404.02905).
+
+Special here: names are imported when they are first used, so that ``import nextscale`` costs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nextscale.generate.generator import Generator, Preview, Result
+    from nextscale.prior.next_scale import NextScalePrior
+    from nextscale.scales import ScaleSchedule
+    from nextscale.tokenizer.model import Tokenizer
+
+__version__ = version("nextscale")
+__all__ = ["Generator", "NextScalePrior", "Preview", "Result", "ScaleSchedule", "Tokenizer", "__version__"]
+
+_HOMES = {
+    "Generator": "generate.generator",
+    "Preview": "generate.generator",
+    "Result": "generate.generator",
+    "NextScalePrior": "prior.next_scale",
+    "ScaleSchedule": "scales",
+    "Tokenizer": "tokenizer.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nextscale' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"nextscale.{_HOMES[name]}"), name)

@@ -1,0 +1,5 @@
+"""``python -m nextscale.cli``."""
+
+from nextscale.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,21 @@
+"""What every command does with its output folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def check_new_folder(folder: Path, *, mark: str | None = None) -> None:
+    """Refuse to write into somebody's files.
+
+    Args:
+        folder: where a command wants to write.
+        mark: a file that shows that an earlier call of the same command wrote the folder, which may then be replaced.
+
+    Raises:
+        ValueError: the folder exists with other contents.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: give another --out")
+    if folder.exists() and any(folder.iterdir()) and not (mark and (folder / mark).is_file()):
+        raise ValueError(f"{folder} exists and is not empty: give another --out, or remove it")

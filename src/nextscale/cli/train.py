@@ -1,0 +1,37 @@
+"""``nextscale train``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nextscale.config import build, merge, parse_overrides, setting_paths
+from nextscale.recipes import STAGES, read_recipe
+
+
+def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Train one stage of a recipe."""
+    stage = STAGES[options.stage]
+    tree = merge(read_recipe(options.recipe, options.stage), parse_overrides(rest, stage))
+    settings = build(stage, tree, source=f"{options.recipe} with the given settings" if rest else options.recipe)
+    if options.settings:
+        for path, description in setting_paths(stage):
+            value: object = settings
+            for name in path.split("."):
+                value = getattr(value, name)
+            print(f"--{path} {value}   # {description}")
+        return
+    from nextscale.train.run import train_run
+
+    folder = Path(options.out or f"runs/{Path(options.recipe).stem}-{options.stage}")
+    scores = train_run(
+        settings, folder, device=options.device, say=_say, progress=not options.quiet and sys.stderr.isatty()
+    )
+    print("  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+    print(f"model: {folder / 'model'}   curves: {folder / 'curves.png'}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,106 @@
+"""From a tree of plain values and command-line overrides to checked settings, with errors a person can act on.
+
+Special here: an override is ``--a.b.c VALUE``; the path is looked up in the settings classes themselves, so there is no second
+list of options to keep true.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def setting_paths(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every dotted path of a settings class with its description, in order."""
+    for name, field in model.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            yield from setting_paths(nested, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field.description or ""
+
+
+def parse_overrides(arguments: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:
+    """``["--loop.batch_size", "8", "--data.flip=true"]`` -> ``{"loop": {"batch_size": "8"}, "data": {"flip": True}}``.
+
+    Lists, true, false and null are read as JSON, everything else as text that the settings class converts.
+
+    Raises:
+        ValueError: an unknown path (with the nearest one), a value missing, or something that is no option.
+    """
+    known = [path for path, _ in setting_paths(model)]
+    tree: dict[str, Any] = {}
+    remaining = list(arguments)
+    while remaining:
+        word = remaining.pop(0)
+        if not word.startswith("--"):
+            raise ValueError(f"unexpected {word!r}: settings are given as --name VALUE, for example --{known[0]} VALUE")
+        path, equals, text = word[2:].partition("=")
+        path = path.replace("-", "_")
+        if path not in known:
+            raise ValueError(f"unknown setting --{path}{nearest(path, known, '--')}")
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                raise ValueError(f"--{path} needs a value: --{path} VALUE")
+            text = remaining.pop(0)
+        *parents, name = path.split(".")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = json.loads(text) if _is_json(text) else text
+    return tree
+
+
+def _is_json(text: str) -> bool:
+    return text in ("true", "false", "null") or text.startswith("[")
+
+
+def nearest(word: str, known: Sequence[str], mark: str = "") -> str:
+    """A hint for a message: the known word that is most like a wrong one, or nothing."""
+    last = word.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(word, known, n=1) or [item for item in known if item.rsplit(".", 1)[-1] == last]
+    return f"; did you mean {mark}{near[0]}?" if near else ""
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a tree with another laid over it."""
+    merged = dict(base)
+    for name, value in changes.items():
+        old = merged.get(name)
+        merged[name] = merge(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
+    return merged
+
+
+def build(model: type[Settings], tree: Mapping[str, Any], *, source: str) -> Settings:
+    """Checked settings of a tree.
+
+    Args:
+        model: the settings class.
+        tree: plain values.
+        source: what to call the tree in a message.
+
+    Raises:
+        ValueError: one line with the path, what was given and what is expected; unknown keys with the nearest match.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = [known_path for known_path, _ in setting_paths(model)]
+            message = f"{source}: unknown key {path}{nearest(path, known)}"
+        elif first["type"] == "missing":
+            message = f"{source}: {path} is missing"
+        elif first["type"] == "value_error":
+            message = f"{source}: {path}: {first['msg'].removeprefix('Value error, ')}"
+        else:
+            expected = first["msg"][0].lower() + first["msg"][1:]
+            message = f"{source}: {path} is {first['input']!r}: {expected}"
+        raise ValueError(message) from error

@@ -1,0 +1,130 @@
+"""Batches of training images, whose place in the run is one number: the step.
+
+Letters: B batch, H W pixels.
+Special here: which images a step sees, in which order, cropped where, follows from (seed, step) alone, so that a resumed run
+goes on exactly; the number of worker processes changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from nextscale.data.settings import DataSettings
+from nextscale.data.sources import Source
+from nextscale.data.transforms import decode_image, resize_and_crop
+from nextscale.pixels import to_model
+from nextscale.rng import epoch_order, sample_uniforms
+
+#: Uniform numbers that a sample gets in an epoch; the first ones are for the transforms, `Batch.uniforms_BR` is the rest.
+NUM_TRANSFORM_UNIFORMS, NUM_UNIFORMS = 4, 84
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training step reads."""
+
+    items: Tensor  #: images float32 (B, 3, H, W) in [-1, 1], or tokens int64 (B, L) where these were kept
+    labels_B: Tensor  #: int64
+    uniforms_BR: Tensor  #: float32 in [0, 1): this step's random numbers of each sample
+    samples_B: Tensor  #: int64, the number of each sample in its source
+
+
+@dataclass(frozen=True)
+class Place:
+    """A sample at a step of training."""
+
+    epoch: int
+    sample: int
+
+
+class _Samples(Dataset):  # type: ignore[type-arg]
+    """Turns a place into arrays; runs in the worker processes."""
+
+    def __init__(self, source: Source, size: tuple[int, int], settings: DataSettings, seed: int) -> None:
+        self.source, self.size, self.settings, self.seed = source, size, settings, seed
+
+    def __getitem__(self, place: Place) -> tuple[numpy.ndarray, int, numpy.ndarray, int]:
+        uniforms = sample_uniforms(self.seed, place.epoch, place.sample, NUM_UNIFORMS)
+        image = decode_image(self.source.read(place.sample), self.source.name(place.sample))
+        top, left, mirror = uniforms[:3]
+        random_place = (top, left) if self.settings.enlarge > 1 else (0.5, 0.5)
+        pixels = resize_and_crop(image, self.size, enlarge=self.settings.enlarge, place=random_place)
+        if self.settings.flip and mirror < 0.5:
+            pixels = pixels[:, ::-1]
+        rest = uniforms[NUM_TRANSFORM_UNIFORMS:].astype(numpy.float32)
+        return pixels, int(self.source.labels[place.sample]), rest, place.sample
+
+
+def _collate(items: list[tuple[numpy.ndarray, int, numpy.ndarray, int]]) -> Batch:
+    pixels, labels, uniforms, samples = zip(*items, strict=True)
+    return Batch(
+        items=to_model(numpy.stack(pixels)),
+        labels_B=torch.tensor(labels, dtype=torch.int64),
+        uniforms_BR=torch.from_numpy(numpy.stack(uniforms)),
+        samples_B=torch.tensor(samples, dtype=torch.int64),
+    )
+
+
+def places_of_step(step: int, *, batch_size: int, num_samples: int, seed: int) -> list[Place]:
+    """The samples of a step. Epochs are laid end to end, so a source smaller than a batch is no special case."""
+    places: list[Place] = []
+    position = step * batch_size
+    while len(places) < batch_size:
+        epoch, start = divmod(position + len(places), num_samples)
+        order = epoch_order(seed, epoch, num_samples)
+        places += [Place(epoch, int(i)) for i in order[start : start + batch_size - len(places)]]
+    return places
+
+
+def token_batches(
+    tokens_NL: Tensor, labels_N: Tensor, *, batch_size: int, seed: int, steps: range
+) -> Iterator[Batch]:
+    """The same samples in the same order with the same random numbers, from tokens kept in memory."""
+    for step in steps:
+        places = places_of_step(step, batch_size=batch_size, num_samples=len(tokens_NL), seed=seed)
+        samples_B = torch.tensor([place.sample for place in places])
+        uniforms = [sample_uniforms(seed, place.epoch, place.sample, NUM_UNIFORMS) for place in places]
+        rest = torch.from_numpy(numpy.stack(uniforms)[:, NUM_TRANSFORM_UNIFORMS:].astype(numpy.float32))
+        yield Batch(tokens_NL[samples_B].long(), labels_N[samples_B], rest, samples_B)
+
+
+def training_batches(
+    source: Source, settings: DataSettings, *, size: tuple[int, int], batch_size: int, seed: int, steps: range
+) -> Iterator[Batch]:
+    """The batches of these steps, images of ``size`` (H, W). Raises ValueError for an unreadable image."""
+    num_samples = len(source.labels)
+    batches = (
+        places_of_step(step, batch_size=batch_size, num_samples=num_samples, seed=seed) for step in steps
+    )
+    loader = DataLoader(
+        _Samples(source, size, settings, seed),
+        batch_sampler=batches,  # type: ignore[arg-type]
+        collate_fn=_collate,
+        num_workers=settings.num_workers,
+        prefetch_factor=4 if settings.num_workers else None,
+    )
+    yield from loader
+
+
+def chosen_indices(count: int, limit: int | None) -> numpy.ndarray:
+    """Up to ``limit`` numbers spread evenly over ``range(count)``: int64."""
+    if limit is None or limit >= count:
+        return numpy.arange(count)
+    return numpy.linspace(0, count - 1, limit).round().astype(numpy.int64)
+
+
+def evaluation_batches(
+    source: Source, *, size: tuple[int, int], batch_size: int, limit: int | None = None
+) -> Iterator[tuple[numpy.ndarray, numpy.ndarray]]:
+    """Center crops in order: uint8 (B, H, W, 3) and labels int64 (B,), up to ``limit`` images spread over the source."""
+    chosen = chosen_indices(len(source.labels), limit)
+    for start in range(0, len(chosen), batch_size):
+        indices = chosen[start : start + batch_size]
+        images = [resize_and_crop(decode_image(source.read(int(i)), source.name(int(i))), size) for i in indices]
+        yield numpy.stack(images), source.labels[indices]

@@ -1,0 +1,59 @@
+"""How well a prior predicts the tokens of images it has not seen: cross-entropy and accuracy, per scale.
+
+Letters: B batch, L tokens of all scales, V codes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nextscale.data.loader import evaluation_batches
+from nextscale.data.sources import Source
+from nextscale.pixels import to_model
+from nextscale.prior.next_scale import NextScalePrior
+from nextscale.scales import ScaleSchedule
+from nextscale.tokenizer.model import Tokenizer
+
+
+def token_scores(logits_BLV: Tensor, tokens_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy in nats and share of correct guesses at each place of the sequence: float32 (L,) each."""
+    losses = F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten(), reduction="none")
+    correct = logits_BLV.argmax(dim=-1) == tokens_BL
+    return losses.view(tokens_BL.shape).mean(dim=0), correct.float().mean(dim=0)
+
+
+def mean_per_scale(values_L: Tensor, schedule: ScaleSchedule) -> Tensor:
+    """One value per token -> one per scale: (L,) -> (S,)."""
+    return torch.stack([part.mean() for part in values_L.split(schedule.num_cells)])
+
+
+@torch.no_grad()
+def prediction_scores(
+    tokenizer: Tokenizer, prior: NextScalePrior, source: Source, *, limit: int | None = None, batch_size: int = 64
+) -> dict[str, float]:
+    """Loss in nats per token and accuracy over center crops of a source, in all and per scale.
+
+    Args:
+        tokenizer: in evaluation mode, on the device of the prior.
+        prior: in evaluation mode.
+        source: images whose labels are those of the prior.
+        limit: images at most, spread over the source.
+        batch_size: images at a time.
+    """
+    schedule, device = tokenizer.schedule, prior.position.device
+    total, size = torch.zeros(2, schedule.num_tokens, dtype=torch.float64), 0
+    for pixels, labels in evaluation_batches(source, size=tokenizer.image_size, batch_size=batch_size, limit=limit):
+        with torch.autocast(device.type, enabled=False):
+            tokens_BL = tokenizer.encode(to_model(pixels).to(device))
+            inputs_BLC = tokenizer.teacher_inputs(tokens_BL)
+        logits_BLV = prior(torch.from_numpy(labels).to(device), inputs_BLC)
+        total += torch.stack(token_scores(logits_BLV, tokens_BL)).double().cpu() * len(labels)
+        size += len(labels)
+    losses_L, correct_L = total / size
+    scores = {"loss": float(losses_L.mean()), "accuracy": float(correct_L.mean())}
+    per_scale = zip(mean_per_scale(losses_L, schedule), mean_per_scale(correct_L, schedule), strict=True)
+    for scale, (loss, accuracy) in enumerate(per_scale):
+        scores |= {f"scale_loss_{scale}": float(loss), f"scale_accuracy_{scale}": float(accuracy)}
+    return scores

@@ -1,0 +1,95 @@
+"""A small residual network that names what is on an image: the yardstick for samples, and later the offline features.
+
+Letters: B batch, H W pixels, K classes, F features.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nextscale import checkpoint
+from nextscale.features.settings import ClassifierSettings
+
+_BUNDLED = Path(__file__).parent / "cifar10-classifier"
+
+
+class _Residual(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.BatchNorm2d(dim)
+        self.conv2, self.norm2 = nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.BatchNorm2d(dim)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW + F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x_BCHW))))))
+
+
+class _Level(nn.Module):
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(dim_in, dim_out, 3, padding=1, bias=False), nn.BatchNorm2d(dim_out)
+        self.block = _Residual(dim_out)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.block(F.relu(self.norm(F.max_pool2d(self.conv(x_BCHW), 2))))
+
+
+class Classifier(nn.Module):
+    """Convolutions in residual blocks, halving the resolution at each level, then one linear layer."""
+
+    def __init__(self, settings: ClassifierSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        first = settings.dims[0] // 2
+        self.stem = nn.Conv2d(3, first, 3, padding=1, stride=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(first)
+        dims = (first, *settings.dims)
+        self.levels = nn.ModuleList(_Level(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        self.head = nn.Linear(settings.dims[-1], len(settings.class_names))
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """Images float (B, 3, H, W) in [-1, 1] -> (B, F), before the last linear layer."""
+        hidden = F.relu(self.stem_norm(self.stem(images_BCHW)))
+        for level in self.levels:
+            hidden = level(hidden)
+        return hidden.amax(dim=(2, 3))
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Images float (B, 3, H, W) in [-1, 1] -> logits (B, K).
+
+        Raises:
+            ValueError: images of another size.
+        """
+        side = self.settings.image_size
+        if tuple(images_BCHW.shape[1:]) != (3, side, side):
+            raise ValueError(f"expected images (B, 3, {side}, {side}), given {tuple(images_BCHW.shape)}")
+        return 0.125 * self.head(self.features(images_BCHW))
+
+
+def save_classifier(folder: Path, classifier: Classifier, *, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write a folder with ``config.json`` and ``classifier.safetensors``."""
+    with checkpoint.new_folder(folder) as place:
+        checkpoint.write_json(place / "config.json", classifier.settings.model_dump(mode="json"))
+        tensors = {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in classifier.state_dict().items()
+        }
+        checkpoint.write_tensors(place / "classifier.safetensors", tensors)
+
+
+def load_classifier(folder: Path = _BUNDLED) -> Classifier:
+    """A classifier from its folder, by default the bundled one for CIFAR-10. Raises ValueError when it is not there."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no classifier folder: it holds no config.json")
+    settings = ClassifierSettings.model_validate(json.loads((folder / "config.json").read_text()))
+    classifier = Classifier(settings)
+    tensors = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in checkpoint.read_tensors(folder / "classifier.safetensors").items()
+    }
+    checkpoint.load_into(classifier, tensors, source=str(folder))
+    return classifier.eval().requires_grad_(False)

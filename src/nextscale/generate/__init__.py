@@ -1,0 +1,1 @@
+"""Tokens and images from a prior and a tokenizer."""

@@ -1,0 +1,202 @@
+"""`Generator`: a tokenizer and a prior together make images, coarse to fine.
+
+Letters: B batch, S scales, L tokens of all scales, T tokens of one scale, V codes, C width of a code, H W pixels, h w cells.
+Special here: one generation is one Python generator, `_tokens_of_scales`; whatever it needs lives in its frame, so two can
+run side by side, and one that fails leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nextscale.generate.folder import load_prior, load_tokenizer, read_settings, save_model
+from nextscale.generate.guidance import guide, ramp
+from nextscale.generate.request import Label, Request, build_request
+from nextscale.generate.sampling import draw_tokens, mix_codes
+from nextscale.generate.settings import ModelSettings
+from nextscale.pixels import grid, to_uint8
+from nextscale.prior.next_scale import NextScalePrior
+from nextscale.rng import code_uniforms, token_uniforms
+from nextscale.tokenizer.model import Tokenizer
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The image after one scale."""
+
+    scale: int  #: 0 is the coarsest
+    images: numpy.ndarray  #: uint8 (B, H, W, 3)
+    tokens_BL: Tensor | None  #: int64, all scales so far; None for `smooth`
+
+
+@dataclass(frozen=True)
+class Result:
+    """Finished images."""
+
+    images_BCHW: Tensor  #: float32 in [-1, 1]
+    tokens_BL: Tensor | None  #: int64; None for `smooth`, which draws no tokens
+
+    @property
+    def images(self) -> numpy.ndarray:
+        """The images as uint8 (B, H, W, 3)."""
+        return to_uint8(self.images_BCHW)
+
+    def save(self, path: str | Path, *, columns: int | None = None) -> None:
+        """Write all images as one picture, ``columns`` side by side (by default about a square)."""
+        sheet = grid(self.images, columns=columns or int(numpy.ceil(len(self.images_BCHW) ** 0.5)))
+        Image.fromarray(sheet).save(path)
+
+
+class Generator:
+    """A model that makes images.
+
+    Args:
+        settings: what ``config.json`` holds.
+        tokenizer: decodes tokens.
+        prior: predicts them; None for a model that only reconstructs.
+    """
+
+    def __init__(self, settings: ModelSettings, tokenizer: Tokenizer, prior: NextScalePrior | None = None) -> None:
+        self.settings, self.tokenizer, self._prior = settings, tokenizer.eval(), prior
+        if prior is not None:
+            prior.eval()
+
+    @classmethod
+    def load(cls, model: str | Path, *, device: str | torch.device = "cpu") -> Generator:
+        """Load a bundled model by name or a model folder.
+
+        Raises:
+            ValueError: no such model, or files that do not fit together.
+        """
+        from nextscale.models import find_model
+
+        folder = find_model(model)
+        settings = read_settings(folder)
+        prior = load_prior(folder, settings) if settings.prior is not None else None
+        return cls(settings, load_tokenizer(folder, settings), prior).to(device)
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write a model folder, whole or not at all. Raises ValueError when it holds other files."""
+        save_model(Path(folder), self.settings, tokenizer=self.tokenizer, prior=self._prior, dtype=dtype)
+
+    def to(self, device: str | torch.device) -> Generator:
+        """Move the weights; returns self."""
+        self.tokenizer.to(device)
+        if self._prior is not None:
+            self._prior.to(device)
+        return self
+
+    @property
+    def prior(self) -> NextScalePrior:
+        """The transformer. Raises ValueError when the model has none."""
+        if self._prior is None:
+            raise ValueError("this model holds a tokenizer but no prior: train one with nextscale train prior")
+        return self._prior
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name per class."""
+        return self.settings.class_names
+
+    @torch.no_grad()
+    def __call__(
+        self, labels: Sequence[Label], *, seeds: Sequence[int],
+        guidance: float | Sequence[float] | None = None, top_k: int | Sequence[int] | None = None,
+        top_p: float | Sequence[float] | None = None, temperature: float | Sequence[float] | None = None,
+        smooth: bool = False,
+    ) -> Result:  # fmt: skip
+        """Make one image per label. Each depends on its seed, label and settings alone.
+
+        Args:
+            labels: class numbers or names; None is the unconditional class.
+            seeds: one per image, whole numbers from 0.
+            guidance: classifier-free guidance at the last scale, from 0 (off); None takes the model's own setting,
+                here and below; a list gives one value per image.
+            top_k: draw among the k likeliest codes; 0 is off, 1 is greedy.
+            top_p: draw among the likeliest codes that hold this probability, in (0, 1]; 1 is off.
+            temperature: divides the logits, above 0.
+            smooth: mix codes instead of drawing one (pictures only; the result carries no tokens).
+
+        Raises:
+            ValueError: a value out of its range, with the range.
+        """
+        request = self._request(
+            labels, seeds, smooth, guidance=guidance, top_k=top_k, top_p=top_p, temperature=temperature
+        )
+        parts: list[Tensor] = []
+        accumulated = None
+        for tokens, accumulated in self._tokens_of_scales(request):
+            parts.append(tokens)
+        assert accumulated is not None
+        return Result(self.tokenizer.decode_features(accumulated), None if smooth else torch.cat(parts, dim=1))
+
+    def stream(
+        self, labels: Sequence[Label], *, seeds: Sequence[int],
+        guidance: float | Sequence[float] | None = None, top_k: int | Sequence[int] | None = None,
+        top_p: float | Sequence[float] | None = None, temperature: float | Sequence[float] | None = None,
+        smooth: bool = False,
+    ) -> Iterator[Preview]:  # fmt: skip
+        """As calling the generator, but one `Preview` after each scale; the last one is the finished image."""
+        request = self._request(
+            labels, seeds, smooth, guidance=guidance, top_k=top_k, top_p=top_p, temperature=temperature
+        )
+        return self._previews(request)
+
+    def _previews(self, request: Request) -> Iterator[Preview]:
+        parts: list[Tensor] = []
+        steps = self._tokens_of_scales(request)
+        for scale in range(self.settings.schedule.num_scales):
+            with torch.no_grad():  # not around the yield: the caller's code must not run in it
+                tokens, accumulated = next(steps)
+                parts.append(tokens)
+                images = to_uint8(self.tokenizer.decode_features(accumulated))
+                tokens_so_far = None if request.smooth else torch.cat(parts, dim=1)
+            yield Preview(scale, images, tokens_so_far)
+
+    def _request(
+        self, labels: Sequence[Label], seeds: Sequence[int], smooth: bool, **overrides: float | Sequence[float] | None
+    ) -> Request:
+        return build_request(
+            labels, seeds, self.settings.sampling, class_names=self.class_names,
+            vocab_size=self.settings.tokenizer.quantizer.vocab_size, overrides=overrides, smooth=smooth,
+            device=self.prior.position.device,
+        )  # fmt: skip
+
+    def _tokens_of_scales(self, request: Request) -> Iterator[tuple[Tensor, Tensor]]:
+        """The tokens (B, T) of each scale, and the map (B, C, h, w) accumulated up to it."""
+        prior, quantizer, schedule = self.prior, self.tokenizer.quantizer, self.settings.schedule
+        batch, device = len(request.seeds), request.labels_B.device
+        guided = bool((request.guidance_B > 0).any())
+        labels = request.labels_B
+        if guided:  # both branches in one batch
+            labels = torch.cat([labels, torch.full_like(labels, prior.unconditional)])
+        condition, cache = prior.condition(labels), prior.new_cache(len(labels))
+        uniforms = numpy.stack([token_uniforms(seed, schedule.num_tokens) for seed in request.seeds])
+        uniforms_BL = torch.from_numpy(uniforms).to(device)
+        tokens: list[Tensor] = []
+
+        def choose(scale: int, accumulated: Tensor) -> Tensor:
+            inputs = quantizer.resize_to(scale, accumulated) if scale else None
+            if inputs is not None and guided:
+                inputs = torch.cat([inputs, inputs])
+            logits = prior.step(scale, condition, inputs, cache)
+            share = ramp(scale, schedule.num_scales)
+            if guided:
+                logits = guide(logits[:batch], logits[batch:], request.guidance_B * share)
+            if request.smooth:
+                draws = [code_uniforms(seed, scale, *logits.shape[1:]) for seed in request.seeds]
+                noise = torch.from_numpy(numpy.stack(draws)).to(device)
+                tokens.append(logits.new_zeros(0))
+                return mix_codes(logits, noise, quantizer.codebook.weight, request.draw, share=share)
+            tokens.append(draw_tokens(logits, uniforms_BL[:, schedule.slice(scale)], request.draw))
+            return quantizer.codebook(tokens[-1])
+
+        for accumulated in quantizer.walk(choose, batch):
+            yield tokens[-1], accumulated

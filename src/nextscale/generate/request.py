@@ -1,0 +1,115 @@
+"""What a caller asked for, checked and spread over the images of a batch.
+
+Letters: B batch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from nextscale.generate.sampling import Draw
+from nextscale.generate.settings import SamplingSettings
+from nextscale.rng import check_seeds
+
+Label = int | str | None
+Value = TypeVar("Value", int, float)
+
+
+class Request(NamedTuple):
+    """One batch."""
+
+    labels_B: Tensor  #: int64; the unconditional class is num_classes
+    seeds: tuple[int, ...]
+    guidance_B: Tensor  #: float32
+    draw: Draw
+    smooth: bool
+
+
+def resolve_label(label: Label, class_names: Sequence[str]) -> int:
+    """The number of a class given by number, name, or None for the unconditional class (number of classes).
+
+    Raises:
+        ValueError: no such class; says which there are.
+    """
+    count = len(class_names)
+    if label is None:
+        return count
+    if isinstance(label, str):
+        if label in class_names:
+            return class_names.index(label)
+        if not label.isdecimal():
+            near = difflib.get_close_matches(label, class_names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown class {label!r}: this model knows {_some(class_names)}{hint}")
+        label = int(label)
+    if not 0 <= label < count:
+        raise ValueError(f"label {label} is out of range: this model knows 0 to {count - 1} ({_some(class_names)})")
+    return int(label)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def build_request(
+    labels: Sequence[Label], seeds: Sequence[int], settings: SamplingSettings, *, class_names: Sequence[str],
+    vocab_size: int, overrides: dict[str, float | Sequence[float] | None], smooth: bool, device: torch.device,
+) -> Request:  # fmt: skip
+    """Check what was asked for.
+
+    Args:
+        labels: one per image.
+        seeds: one per image, from 0 to 2**63 - 1.
+        settings: the model's own sampling settings, used where ``overrides`` is None.
+        class_names: of the model.
+        vocab_size: V.
+        overrides: guidance, top_k, top_p, temperature: a number for all images, or one per image.
+        smooth: mix codes.
+        device: of the tensors.
+
+    Raises:
+        ValueError: names the value that is wrong, and the range it should lie in.
+    """
+    if isinstance(labels, str) or isinstance(seeds, str):
+        raise ValueError("labels and seeds are lists, for example labels=[3, 'frog'], seeds=[0, 1]")
+    if len(labels) != len(seeds) or not labels:
+        raise ValueError(f"{len(labels)} labels and {len(seeds)} seeds: give one of each per image, at least one")
+    check_seeds(seeds)
+    count, chosen = len(labels), {**settings.model_dump(), **{k: v for k, v in overrides.items() if v is not None}}
+    guidance = _spread("guidance", chosen["guidance"], count, low=0.0)
+    top_k = _spread("top_k", chosen["top_k"], count, low=0, high=vocab_size)
+    top_p = _spread("top_p", chosen["top_p"], count, low=0.0, high=1.0, above=True)
+    temperature = _spread("temperature", chosen["temperature"], count, low=0.0, above=True)
+    if any(value != int(value) for value in top_k):
+        raise ValueError(f"top_k {top_k} must be whole numbers; 0 is off, 1 is greedy")
+    return Request(
+        labels_B=torch.tensor([resolve_label(label, class_names) for label in labels], device=device),
+        seeds=tuple(int(seed) for seed in seeds),
+        guidance_B=torch.tensor(guidance, dtype=torch.float32, device=device),
+        draw=Draw(
+            torch.tensor([int(value) for value in top_k], device=device),
+            torch.tensor(top_p, dtype=torch.float64, device=device),
+            torch.tensor(temperature, dtype=torch.float32, device=device),
+        ),
+        smooth=smooth,
+    )
+
+
+def _spread(
+    name: str, given: float | Sequence[float], count: int, *, low: float, high: float = float("inf"),
+    above: bool = False,
+) -> list[float]:  # fmt: skip
+    """One checked value per image; ``above`` excludes ``low`` itself."""
+    values = [given] * count if isinstance(given, (int, float)) else list(given)
+    if len(values) != count:
+        raise ValueError(f"{len(values)} values of {name} for {count} images: give one for all, or one per image")
+    for value in values:
+        if not (low < value if above else low <= value) or not value <= high:
+            bound = f"{low:g}" if not above else f"more than {low:g}"
+            raise ValueError(f"{name} {value!r} is out of range: expected {bound} to {high:g}")
+    return values

@@ -1,0 +1,90 @@
+"""Training the small classifier: cross-entropy with smoothed labels, random shifts, mirror images and a cut-out square."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nextscale.data.loader import Batch, evaluation_batches, training_batches
+from nextscale.data.sources import Source
+from nextscale.features.classifier import Classifier, save_classifier
+from nextscale.pixels import to_model
+from nextscale.train.settings import ClassifierRun
+
+
+class ClassifierTask:
+    """See `nextscale.train.task.Task`."""
+
+    no_decay = ()
+
+    def __init__(self, run: ClassifierRun, *, source: Source, validation: Source, device: torch.device) -> None:
+        self.run, self.source, self.validation, self.device = run, source, validation, device
+        settings = run.classifier.model_copy(update={"class_names": source.class_names})
+        self.size = (settings.image_size, settings.image_size)
+        self.module = Classifier(settings).to(device, memory_format=torch.channels_last)
+
+    def batches(self, steps: range) -> Iterator[Batch]:
+        loop = self.run.loop
+        return training_batches(
+            self.source, self.run.data, size=self.size, batch_size=loop.batch_size, seed=loop.seed, steps=steps
+        )
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        images = batch.items.to(self.device, memory_format=torch.channels_last)
+        uniforms = batch.uniforms_BR.to(self.device)
+        images = cut_out(shift(images, uniforms[:, :2], self.run.max_shift), uniforms[:, 2:4], self.run.cut_out)
+        labels = batch.labels_B.to(self.device)
+        logits = self.module(images).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.run.label_smoothing)
+        return loss, {"accuracy": (logits.argmax(dim=1) == labels).float().mean()}
+
+    def after_step(self, step: int) -> None:
+        """Nothing besides the optimizer's step."""
+
+    @torch.no_grad()
+    def evaluate(self, module: nn.Module, limit: int | None) -> dict[str, float]:
+        module.eval()
+        right = [
+            (module(to_model(pixels).to(self.device)).argmax(dim=1).cpu().numpy() == labels)
+            for pixels, labels in evaluation_batches(self.validation, size=self.size, batch_size=100, limit=limit)
+        ]
+        return {"accuracy": float(numpy.concatenate(right).mean())}
+
+    def picture(self, module: nn.Module) -> None:
+        """There is nothing to look at."""
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """There is none."""
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        assert isinstance(module, Classifier)
+        save_classifier(folder, module)
+
+
+def shift(images_BCHW: Tensor, uniforms_B2: Tensor, most: int) -> Tensor:
+    """Move each image by up to ``most`` pixels along both axes, mirrored at the edge."""
+    height, width = images_BCHW.shape[2:]
+    padded = F.pad(images_BCHW, (most,) * 4, mode="reflect")
+    start = (uniforms_B2 * (2 * most + 1)).long()
+    rows = start[:, :1] + torch.arange(height, device=start.device)
+    columns = start[:, 1:] + torch.arange(width, device=start.device)
+    batch = torch.arange(len(images_BCHW), device=start.device)[:, None, None]
+    moved = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2)
+
+
+def cut_out(images_BCHW: Tensor, uniforms_B2: Tensor, side: int) -> Tensor:
+    """Paint a gray square of ``side`` pixels into each image; its center may lie anywhere."""
+    height, width = images_BCHW.shape[2:]
+    center = uniforms_B2 * torch.tensor([height, width], device=uniforms_B2.device)
+    rows = (torch.arange(height, device=center.device) + 0.5 - center[:, :1]).abs() < side / 2
+    columns = (torch.arange(width, device=center.device) + 0.5 - center[:, 1:]).abs() < side / 2
+    return images_BCHW.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)

@@ -1,0 +1,23 @@
+"""The exponential moving average of weights that is evaluated and shipped."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+def averaged_copy(module: nn.Module) -> nn.Module:
+    """A copy of a module that is never trained."""
+    return copy.deepcopy(module).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, module: nn.Module, *, decay: float, step: int) -> None:
+    """Move the average towards the module; early steps move further, since the first weights mean nothing."""
+    decay = min(decay, (1 + step) / (10 + step))
+    targets = [parameter.detach() for parameter in module.parameters()]
+    torch._foreach_lerp_(list(average.parameters()), targets, 1 - decay)
+    for mine, given in zip(average.buffers(), module.buffers(), strict=True):
+        mine.copy_(given)

@@ -1,0 +1,96 @@
+"""The log of a run: one JSON line per record, the same numbers for TensorBoard, and the curves as a PNG at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class RunLog:
+    """Appends to ``log.jsonl`` and writes TensorBoard's files where that package is installed."""
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        self.path = folder / "log.jsonl"
+        self._forget_from(first_step)
+        self.file = self.path.open("a")
+        self.writer = _tensorboard(folder / "tensorboard", first_step)
+
+    def write(self, kind: str, step: int, numbers: dict[str, float]) -> None:
+        """One record: ``kind`` is train, evaluate or event."""
+        record = {"kind": kind, "step": step, **{name: float(f"{value:.6g}") for name, value in numbers.items()}}
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        if self.writer is not None:
+            for name, value in numbers.items():
+                self.writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def _forget_from(self, step: int) -> None:
+        """Drop records of steps that a resumed run is about to repeat."""
+        if self.path.exists():
+            kept = [record for record in read_log(self.path) if record["step"] <= step]
+            self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _tensorboard(folder: Path, first_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # extra `train` is not installed; the JSON lines hold the same numbers
+        return None
+    return SummaryWriter(str(folder), purge_step=first_step)  # type: ignore[no-untyped-call]
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log; a last line that a crash cut short is left out."""
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def draw_curves(log: Path, picture: Path) -> None:
+    """One small plot per logged number, training and validation together. Needs matplotlib (extra ``eval``)."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        return
+    series: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for record in read_log(log):
+        for name, value in record.items():
+            if name not in ("kind", "step") and isinstance(value, (int, float)):
+                series.setdefault(name, {}).setdefault(record["kind"], []).append((record["step"], value))
+    names = [name for name, kinds in series.items() if max(len(points) for points in kinds.values()) > 1]
+    if not names:
+        return
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False, layout="constrained")
+    for axis, name in zip(axes.flat, names, strict=False):
+        for kind, points in series[name].items():
+            axis.plot(*zip(*points, strict=True), label=kind, linewidth=1, marker="." if kind == "evaluate" else None)
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    figure.savefig(picture, dpi=90)
+    plt.close(figure)

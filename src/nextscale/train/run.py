@@ -1,0 +1,72 @@
+"""One function per kind of run: open the data, build the task, claim the folder, train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from nextscale.data.settings import DataSettings
+from nextscale.data.sources import Source, hold_out, open_source
+from nextscale.distributed import choose_device
+from nextscale.train.classifier_task import ClassifierTask
+from nextscale.train.loop import claim_folder, train
+from nextscale.train.prior_task import PriorTask
+from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
+from nextscale.train.task import Task
+from nextscale.train.tokenizer_task import TokenizerTask
+
+
+def train_run(
+    run: TokenizerRun | PriorRun | ClassifierRun, folder: Path, *, device: str | None = None,
+    say: Callable[[str], None], progress: bool = True,
+) -> dict[str, float]:  # fmt: skip
+    """Train what a run describes, or go on with it; the finished model is in ``folder / "model"``.
+
+    Args:
+        run: everything that decides the result.
+        folder: of the run; it may hold an earlier part of the same run.
+        device: where to train; None takes a GPU when there is one.
+        say: takes one line for people.
+        progress: show a bar.
+
+    Returns:
+        The scores of the finished model on the validation images.
+
+    Raises:
+        ValueError: data, tokenizer or folder do not fit; nothing was written then.
+    """
+    place = choose_device(device)
+    source, validation = _open(run.data)
+    torch.manual_seed(run.loop.seed)
+    task = _build(run, source, validation, place, folder)
+    claim_folder(folder, run.model_dump(mode="json"))
+    count = sum(parameter.numel() for parameter in task.module.parameters())
+    say(f"{len(source.labels)} images of {len(source.class_names)} classes, {count:,} parameters, on {place}")
+    return train(
+        task, folder, loop=run.loop, optimizer_settings=run.optimizer, say=say, progress=progress
+    )
+
+
+def _open(data: DataSettings) -> tuple[Source, Source]:
+    source = open_source(data.source)
+    if not data.validation:
+        return hold_out(source, data.validation_share)
+    validation = open_source(data.validation)
+    if validation.class_names != source.class_names:
+        raise ValueError(
+            f"{data.validation} has {len(validation.class_names)} classes ({', '.join(validation.class_names[:3])}...), "
+            f"{data.source} has {len(source.class_names)}: both must have the same ones"
+        )
+    return source, validation
+
+
+def _build(
+    run: TokenizerRun | PriorRun | ClassifierRun, source: Source, validation: Source, device: torch.device, folder: Path
+) -> Task:
+    if isinstance(run, TokenizerRun):
+        return TokenizerTask(run, source=source, validation=validation, device=device)
+    if isinstance(run, PriorRun):
+        return PriorTask(run, source=source, validation=validation, device=device, folder=folder)
+    return ClassifierTask(run, source=source, validation=validation, device=device)

@@ -1,0 +1,98 @@
+"""Settings of training: the loop, the optimizer, and the whole tree of each kind of run. No torch here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nextscale.data.settings import DataSettings
+from nextscale.features.settings import ClassifierSettings
+from nextscale.generate.settings import SamplingSettings
+from nextscale.prior.settings import PriorSettings
+from nextscale.scales import ScaleSchedule
+from nextscale.tokenizer.settings import TokenizerSettings
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+class OptimizerSettings(BaseModel):
+    """AdamW and its schedule: linear warm-up, a hold, then a fall to ``final_lr_ratio``."""
+
+    model_config = _FROZEN
+    base_lr: float = Field(1e-4, gt=0, description="learning rate per 256 images of a batch")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's averages")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    weight_decay: float = Field(0.05, ge=0, description="on matrices and kernels only")
+    final_weight_decay: float | None = Field(None, ge=0, description="where a cosine takes it; None: constant")
+    warmup_share: float = Field(0.02, ge=0, lt=1, description="share of the steps that warms up")
+    warmup_start: float = Field(0.005, ge=0, le=1, description="first learning rate / peak")
+    hold_share: float = Field(0.05, ge=0, lt=1, description="share of the later steps that stays at the peak")
+    decay: Literal["linear", "cosine"] = Field("linear", description="how it falls after the hold")
+    final_lr_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate / peak")
+    clip_norm: float = Field(2.0, gt=0, description="largest gradient norm")
+
+
+class LoopSettings(BaseModel):
+    """How long to train, and how often to look. Intervals are in steps."""
+
+    model_config = _FROZEN
+    batch_size: int = Field(64, ge=1, description="images per step")
+    num_steps: int = Field(1000, ge=1, description="steps of the whole run; the schedule is laid over them")
+    seed: int = Field(0, ge=0, description="of the initial weights and of every random choice")
+    precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the forward pass; weights stay float32")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="averaging of the weights that are evaluated and shipped")
+    log_every: int = Field(50, ge=1, description="between records of the log")
+    evaluate_every: int = Field(1000, ge=1, description="between evaluations and sample pictures")
+    evaluate_images: int = Field(2000, ge=1, description="validation images per evaluation; the last one uses all")
+    save_every: int = Field(500, ge=1, description="between checkpoints")
+    keep: int = Field(2, ge=1, description="checkpoints to keep")
+
+
+class TokenizerLosses(BaseModel):
+    """Weights of the tokenizer's losses."""
+
+    model_config = _FROZEN
+    l1: float = Field(0.2, ge=0, description="mean absolute error of pixels")
+    l2: float = Field(1.0, ge=0, description="mean squared error of pixels")
+    codebook: float = Field(1.0, ge=0, description="codes towards features")
+    commitment: float = Field(0.25, ge=0, description="features towards codes")
+    reset_after: int = Field(50, ge=0, description="steps without use after which a code is put elsewhere; 0: never")
+
+
+class TokenizerRun(BaseModel):
+    """Everything that decides a tokenizer training."""
+
+    model_config = _FROZEN
+    schedule: ScaleSchedule
+    tokenizer: TokenizerSettings
+    data: DataSettings = DataSettings()
+    losses: TokenizerLosses = TokenizerLosses()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    loop: LoopSettings = LoopSettings()
+
+
+class PriorRun(BaseModel):
+    """Everything that decides the training of a prior."""
+
+    model_config = _FROZEN
+    tokenizer_from: str = Field("", description="model folder that holds the tokenizer, as train tokenizer leaves it")
+    prior: PriorSettings
+    data: DataSettings = DataSettings()
+    cache_tokens: bool = Field(False, description="encode every image once and keep the tokens in memory")
+    optimizer: OptimizerSettings = OptimizerSettings()
+    loop: LoopSettings = LoopSettings()
+    sampling: SamplingSettings = SamplingSettings()
+
+
+class ClassifierRun(BaseModel):
+    """Everything that decides the training of the classifier."""
+
+    model_config = _FROZEN
+    classifier: ClassifierSettings
+    data: DataSettings = DataSettings()
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="probability given to the other classes")
+    max_shift: int = Field(2, ge=0, description="largest random shift of an image, in pixels")
+    cut_out: int = Field(8, ge=0, description="side of the square that is painted gray, in pixels")
+    optimizer: OptimizerSettings = OptimizerSettings()
+    loop: LoopSettings = LoopSettings()

@@ -1,0 +1,51 @@
+"""What the loop asks of a task. Tokenizer, prior and classifier are the three."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy
+from torch import Tensor, nn
+
+from nextscale.data.loader import Batch
+
+
+class Task(Protocol):
+    """A module, its data and its loss."""
+
+    module: nn.Module
+    no_decay: tuple[str, ...]  #: parts of the names of parameters that are spared from weight decay
+
+    def batches(self, steps: range) -> Iterator[Batch]:
+        """The batches of these steps."""
+        ...
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise, and what to log (scalars or short vectors)."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """Whatever has to happen to the weights besides the optimizer's step."""
+        ...
+
+    def evaluate(self, module: nn.Module, limit: int | None) -> dict[str, float]:
+        """Scores of the averaged weights on validation images."""
+        ...
+
+    def picture(self, module: nn.Module) -> numpy.ndarray | None:
+        """Something to look at: uint8 (H, W, 3)."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What else a checkpoint must hold."""
+        ...
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        ...
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """Write the finished model."""
+        ...

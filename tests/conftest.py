@@ -1,0 +1,42 @@
+"""What every test starts from and leaves behind: one thread, known random numbers, nothing changed in torch."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+# One thread in every process that the tests start: sums then do not depend on how many tests run side by side.
+# Set before torch and numpy are imported, since both read it once.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+import hypothesis
+import numpy
+import pytest
+import torch
+
+# the same examples every time, and no failure because a machine is busy
+hypothesis.settings.register_profile("steady", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("steady")
+
+
+@pytest.fixture(autouse=True)
+def clean_state() -> Iterator[None]:
+    """Seed every generator before a test; put back what a test may have changed for the whole process."""
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(dtype)
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(True)
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
+    random.setstate(states[0])
+    numpy.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

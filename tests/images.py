@@ -1,0 +1,37 @@
+"""Small images that tests make: encoded bytes, and a source of them that needs no disk."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy
+from PIL import Image
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(seed: int, size: tuple[int, int] = (12, 10)) -> Image.Image:
+    """A random RGB image; ``size`` is (width, height)."""
+    pixels = numpy.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=numpy.uint8)
+    return Image.fromarray(pixels)
+
+
+class MemorySource:
+    """A source of ``count`` different images in three classes."""
+
+    def __init__(self, count: int) -> None:
+        self.class_names = ("a", "b", "c")
+        self.labels = numpy.arange(count, dtype=numpy.int64) % 3
+        self.contents = [encoded(noise(index)) for index in range(count)]
+
+    def read(self, index: int) -> bytes:
+        return self.contents[index]
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
