@@ -1,4 +1,4 @@
-"""What every test starts from and leaves behind: one thread, known random numbers, nothing changed in torch."""
+"""What every test starts from and leaves behind: one thread, known random numbers, torch as it was."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import random
 from collections.abc import Iterator
 
-# One thread in every process that the tests start: sums then do not depend on how many tests run side by side.
-# Set before torch and numpy are imported, since both read it once.
+# One thread in every process that the tests start, so that sums do not depend on how many run side by side;
+# set before torch and numpy are imported, since both read it once.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 

@@ -20,7 +20,9 @@ def test_write_file_makes_folders_and_leaves_nothing_else(tmp_path: Path) -> Non
     assert (tmp_path / "a" / "b.txt").stat().st_mode & 0o777 == 0o644
 
 
-def test_write_file_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_file_that_fails_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.txt"
     checkpoint.write_file(path, "old")
 
@@ -134,7 +136,7 @@ def test_a_missing_file_is_found(tmp_path: Path, name: str) -> None:
 def test_a_record_of_digests_that_makes_no_sense(tmp_path: Path, content: str) -> None:
     _folder_with_digests(tmp_path / "step")
     (tmp_path / "step" / "digests.json").write_text(content)
-    with pytest.raises(ValueError, match="incomplete|changed or damaged"):
+    with pytest.raises(ValueError, match=r"incomplete|changed or damaged"):
         checkpoint.check_digests(tmp_path / "step")
 
 
@@ -187,5 +189,7 @@ def test_load_into_names_what_does_not_fit() -> None:
 
 def test_load_into_names_the_first_three_and_counts_the_rest() -> None:
     module = nn.Sequential(*(nn.Linear(1, 1) for _ in range(4)))
-    with pytest.raises(ValueError, match=r"0\.weight is missing; 0\.bias is missing; 1\.weight is missing and 5 more"):
+    with pytest.raises(
+        ValueError, match=r"0\.weight is missing; 0\.bias is missing; 1\.weight is missing and 5 more"
+    ):
         checkpoint.load_into(module, {}, source="x")

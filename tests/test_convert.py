@@ -169,7 +169,7 @@ EPOCH: Any = {**T, "epoch": 3}
 
 #: Tokenizer, prior, options, what the message says.
 REFUSED: dict[str, tuple[State, State | None, dict[str, Any], str]] = {
-    "missing": (without(T, "decoder.norm_out.bias"), P, {}, "tokenizer does not .* decoder.norm_out.bias is miss"),
+    "missing": (without(T, "decoder.norm_out.bias"), P, {}, "tokenizer does .*norm_out.bias is missing"),
     "left over": ({**T, "extra.1": T["quant_conv.bias"]}, P, {}, "extra.1 is not part of the model"),
     "shape": ({**T, CONV: torch.zeros(7)}, P, {}, rf"{CONV} has shape \(7,\), expected \(64,\)"),
     "vocabulary": (T, {**P, "head.bias": torch.zeros(9)}, {}, r"transformer .* head.bias has shape \(9,\)"),
@@ -178,7 +178,7 @@ REFUSED: dict[str, tuple[State, State | None, dict[str, Any], str]] = {
     "empty": ({}, None, {}, "quantize.embedding.weight is missing"),
     "dimensions": ({**T, "encoder.conv_in.weight": torch.zeros(3)}, P, {}, "conv_in.weight has shape"),
     "no phi": (without(T, "quant_resi"), P, {}, "no quantize.quant_resi"),
-    "groups": ({**T, "encoder.conv_in.weight": torch.zeros(48, 3, 3, 3)}, P, {}, "not divisible by norm_groups"),
+    "groups": ({**T, "encoder.conv_in.weight": torch.zeros(48, 3, 3, 3)}, P, {}, "norm_groups"),
     "width": (T, {**P, HEADS: torch.zeros(1, 5, 1, 1)}, {}, "model_dim 96 is not divisible by num_heads 5"),
     "heads twice": (T, P, {"num_heads": 3}, "num_heads=3 was given"),
     "heads of no prior": (T, None, {"num_heads": 3, "patch_nums": (1, 2)}, "no effect without a prior"),

@@ -12,8 +12,8 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from images import MemorySource, encoded, noise
 
+from images import MemorySource, encoded, noise
 from nextscale.data.sources import FolderSource, ParquetSource, Subset, hold_out, open_source
 from nextscale.data.transforms import decode_image
 
@@ -24,7 +24,9 @@ def _save(path: Path, seed: int = 0) -> None:
 
 
 def test_a_folder_per_class(tmp_path: Path) -> None:
-    for seed, name in enumerate(["dog/1.png", "cat/b.PNG", "cat/a.jpeg", "cat/deeper/c.png", "dog/notes.txt"]):
+    for seed, name in enumerate(
+        ["dog/1.png", "cat/b.PNG", "cat/a.jpeg", "cat/deeper/c.png", "dog/notes.txt"]
+    ):
         _save(tmp_path / name, seed)
     (tmp_path / "empty").mkdir()
     _save(tmp_path / ".hidden" / "x.png")
@@ -63,7 +65,9 @@ def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
 def test_paths_that_are_no_source(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no data source given.*--data\.source"):
         open_source("")
-    with pytest.raises(ValueError, match=r"nowhere does not exist: expected a folder of images or a \.parquet file"):
+    with pytest.raises(
+        ValueError, match=r"nowhere does not exist: expected a folder of images or a \.parquet file"
+    ):
         open_source(tmp_path / "nowhere")
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(ValueError, match=r"a\.txt is neither a folder of images nor a \.parquet file"):
@@ -76,10 +80,14 @@ def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(open_source("~/pictures").labels) == 1
 
 
-def _table(labels: Any, *, names: list[str] | None = None, count: int | None = None, chunks: int = 1) -> pyarrow.Table:
+def _table(
+    labels: Any, *, names: list[str] | None = None, count: int | None = None, chunks: int = 1
+) -> pyarrow.Table:
     labels = labels if isinstance(labels, pyarrow.Array) else pyarrow.array(labels)
     rows = [{"bytes": encoded(noise(i)), "path": f"{i}.png"} for i in range(len(labels))]
-    images = pyarrow.array(rows, type=pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())]))
+    images = pyarrow.array(
+        rows, type=pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    )
     table = pyarrow.table({"img": images, "label": labels})
     if names is not None:
         features = {"label": {"names": names, "_type": "ClassLabel"}, "img": {"_type": "Image"}}
@@ -105,7 +113,9 @@ def test_parquet_with_class_names(tmp_path: Path) -> None:
         assert source.name(index) == f"{path} row {index}"
 
 
-@pytest.mark.parametrize("metadata", [None, {"other": "x"}, {"huggingface": "{"}, {"huggingface": '{"info": null}'}])
+@pytest.mark.parametrize(
+    "metadata", [None, {"other": "x"}, {"huggingface": "{"}, {"huggingface": '{"info": null}'}]
+)
 def test_parquet_without_class_names(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     source = open_source(_write(_table([0, 2]).replace_schema_metadata(metadata), tmp_path))
     assert source.class_names == ("0", "1", "2")
@@ -119,8 +129,14 @@ def test_parquet_without_class_names(tmp_path: Path, metadata: dict[str, str] | 
         (lambda: _table(["cat", "dog"]), r"whole numbers and no gaps, given string"),
         (lambda: _table([-1, 0]), r"column label holds -1: labels count from 0"),
         (lambda: _table([0, 3], names=["a", "b"]), r"label 3, but only 2 class names"),
-        (lambda: _table([0]).rename_columns(["image", "label"]), r"columns \['image', 'label'\]: expected img"),
-        (lambda: pyarrow.table({"img": [b"x"], "label": [0]}), r"column img is binary, expected struct<bytes"),
+        (
+            lambda: _table([0]).rename_columns(["image", "label"]),
+            r"columns \['image', 'label'\]: expected img",
+        ),
+        (
+            lambda: pyarrow.table({"img": [b"x"], "label": [0]}),
+            r"column img is binary, expected struct<bytes",
+        ),
         (lambda: _table([0]).slice(0, 0), r"holds no images"),
     ],
     ids=["null", "real", "text", "negative", "too many", "columns", "no struct", "empty"],

@@ -8,9 +8,9 @@ import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from images import encoded, noise
 from PIL import Image
 
+from images import encoded, noise
 from nextscale.data.transforms import decode_image, resize_and_crop
 
 COLOR = (200, 100, 50)
@@ -170,7 +170,9 @@ def test_an_image_of_the_right_size_is_left_alone() -> None:
 
 
 def test_enlarge_cuts_a_smaller_part_out() -> None:
-    ramp = Image.fromarray(numpy.linspace(0, 255, 32).astype(numpy.uint8)[None, :, None].repeat(32, 0).repeat(3, 2))
+    ramp = Image.fromarray(
+        numpy.linspace(0, 255, 32).astype(numpy.uint8)[None, :, None].repeat(32, 0).repeat(3, 2)
+    )
     whole, part = resize_and_crop(ramp, (32, 32)), resize_and_crop(ramp, (32, 32), enlarge=1.25)
     assert numpy.ptp(whole) > numpy.ptp(part) > 0.75 * numpy.ptp(whole)
 

@@ -1,4 +1,4 @@
-"""The house rules that a linter cannot check: sizes, imports that must stay cheap, documentation of what is public."""
+"""The house rules that a linter cannot check: sizes, cheap imports, documentation of what is public."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def _functions(file: Path) -> list[Function]:
 
 
 def _run_python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_the_package_is_found() -> None:
@@ -76,7 +78,9 @@ def test_every_module_imports(name: str) -> None:
 def test_settings_cost_no_torch() -> None:
     cheap = [name for name in MODULES if name.endswith(".settings")]
     assert len(cheap) >= 6
-    imports = "\n".join(f"import {name}" for name in ["nextscale", "nextscale.config", "nextscale.scales", *cheap])
+    imports = "\n".join(
+        f"import {name}" for name in ["nextscale", "nextscale.config", "nextscale.scales", *cheap]
+    )
     result = _run_python(f"{imports}\nimport sys\nassert 'torch' not in sys.modules")
     assert result.returncode == 0, result.stderr
 

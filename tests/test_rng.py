@@ -15,8 +15,14 @@ TOKEN_UNIFORMS = [0.011546754286331562, 0.24154919656271812, 0.11142585551493822
 EPOCH_ORDER = [5, 1, 6, 4, 2, 3, 7, 0]
 
 
-@given(st.lists(seeds, min_size=2, max_size=5).flatmap(lambda batch: st.tuples(st.just(batch), st.permutations(batch))))
-def test_an_image_does_not_depend_on_its_neighbours_or_their_order(batches: tuple[list[int], list[int]]) -> None:
+@given(
+    st.lists(seeds, min_size=2, max_size=5).flatmap(
+        lambda batch: st.tuples(st.just(batch), st.permutations(batch))
+    )
+)
+def test_an_image_does_not_depend_on_its_neighbours_or_their_order(
+    batches: tuple[list[int], list[int]],
+) -> None:
     first, shuffled = batches
     alone = {seed: rng.token_uniforms(seed, 10) for seed in first}
     for seed in shuffled:
@@ -42,7 +48,9 @@ def test_a_shorter_sequence_is_the_start_of_a_longer_one(seed: int, short: int, 
 
 
 @given(seeds, st.integers(0, 9), st.integers(1, 6), st.integers(2, 20))
-def test_smooth_sampling_has_one_number_per_cell_and_code(seed: int, scale: int, cells: int, codes: int) -> None:
+def test_smooth_sampling_has_one_number_per_cell_and_code(
+    seed: int, scale: int, cells: int, codes: int
+) -> None:
     numbers = rng.code_uniforms(seed, scale, cells, codes)
     assert numbers.shape == (cells, codes) and numbers.dtype == numpy.float32
     assert (numbers >= 0).all() and (numbers < 1).all()

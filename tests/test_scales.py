@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy
 import pytest
 import torch
@@ -104,7 +106,7 @@ def test_a_schedule_for_any_latent_map(height: int, width: int, num_scales: int)
     assert schedule.latent_size == (height, width)
     assert 1 <= schedule.num_scales <= num_scales
     areas = schedule.num_cells
-    assert all(small < large for small, large in zip(areas, areas[1:], strict=False))
+    assert all(small < large for small, large in itertools.pairwise(areas))
     if num_scales > 1:
         assert min(schedule.sizes[0]) == 1
 

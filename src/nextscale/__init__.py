@@ -1,4 +1,5 @@
-"""nextscale: train, sample and evaluate image generators that work by next-scale prediction (VAR, arXiv 2404.02905).
+"""nextscale: train, sample and evaluate image generators that work by next-scale prediction (VAR, arXiv
+2404.02905).
 
 Special here: names are imported when they are first used, so that ``import nextscale`` costs no torch.
 """

@@ -1,7 +1,8 @@
-"""Files that are whole or absent: tensors as safetensors, everything else as JSON, every file with its digest.
+"""Files that are whole or absent: tensors as safetensors, everything else as JSON, every file with its
+digest.
 
-Special here: a folder is written beside its place, synced, then renamed, so a reader never meets half of it; a file is
-read only if its SHA-256 is the recorded one. Nothing executable is ever written or loaded.
+Special here: a folder is written beside its place, synced, then renamed, so a reader never meets half of it;
+a file is read only if its SHA-256 is the recorded one. Nothing executable is ever written or loaded.
 """
 
 from __future__ import annotations
@@ -91,12 +92,16 @@ def check_digests(folder: Path) -> None:
     try:
         recorded = json.loads((folder / _DIGESTS).read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / _DIGESTS} cannot be read ({error}): the checkpoint is incomplete") from error
+        raise ValueError(
+            f"{folder / _DIGESTS} cannot be read ({error}): the checkpoint is incomplete"
+        ) from error
     for name, expected in recorded.items():
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing: the checkpoint is incomplete")
         if digest(folder / name) != expected:
-            raise ValueError(f"{folder / name} was changed or damaged: its SHA-256 is not the recorded {expected}")
+            raise ValueError(
+                f"{folder / name} was changed or damaged: its SHA-256 is not the recorded {expected}"
+            )
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -147,5 +152,6 @@ def check_fit(model: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, sou
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
-            f"{source} does not fit the model: {'; '.join(problems[:3])}{more}; use the settings it was trained with"
+            f"{source} does not fit the model: {'; '.join(problems[:3])}{more}; "
+            "use the settings it was trained with"
         )

@@ -1,7 +1,8 @@
-"""From a tree of plain values and command-line overrides to checked settings, with errors a person can act on.
+"""From a tree of plain values and command-line overrides to checked settings, with errors a person can act
+on.
 
-Special here: an override is ``--a.b.c VALUE``; the path is looked up in the settings classes themselves, so there is no second
-list of options to keep true.
+Special here: an override is ``--a.b.c VALUE``; the path is looked up in the settings classes themselves, so
+there is no second list of options to keep true.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def setting_paths(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
 
 
 def parse_overrides(arguments: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:
-    """``["--loop.batch_size", "8", "--data.flip=true"]`` -> ``{"loop": {"batch_size": "8"}, "data": {"flip": True}}``.
+    """``["--loop.batch_size", "8", "--data.flip=true"]`` -> ``{"loop": {"batch_size": "8"}, "data": {"flip":
+    True}}``.
 
     Lists, true, false and null are read as JSON, everything else as text that the settings class converts.
 
@@ -40,7 +42,9 @@ def parse_overrides(arguments: Sequence[str], model: type[BaseModel]) -> dict[st
     while remaining:
         word = remaining.pop(0)
         if not word.startswith("--"):
-            raise ValueError(f"unexpected {word!r}: settings are given as --name VALUE, for example --{known[0]} VALUE")
+            raise ValueError(
+                f"unexpected {word!r}: settings are given as --name VALUE, for example --{known[0]} VALUE"
+            )
         path, equals, text = word[2:].partition("=")
         path = path.replace("-", "_")
         if path not in known:
@@ -64,7 +68,9 @@ def _is_json(text: str) -> bool:
 def nearest(word: str, known: Sequence[str], mark: str = "") -> str:
     """A hint for a message: the known word that is most like a wrong one, or nothing."""
     last = word.rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(word, known, n=1) or [item for item in known if item.rsplit(".", 1)[-1] == last]
+    near = difflib.get_close_matches(word, known, n=1) or [
+        item for item in known if item.rsplit(".", 1)[-1] == last
+    ]
     return f"; did you mean {mark}{near[0]}?" if near else ""
 
 
@@ -86,7 +92,8 @@ def build(model: type[Settings], tree: Mapping[str, Any], *, source: str) -> Set
         source: what to call the tree in a message.
 
     Raises:
-        ValueError: one line with the path, what was given and what is expected; unknown keys with the nearest match.
+        ValueError: one line with the path, what was given and what is expected; unknown keys with the nearest
+            match.
     """
     try:
         return model.model_validate(tree)

@@ -1,11 +1,13 @@
-"""Which device a process works on. Imports torch only when asked."""
+"""Which device a process works on, and putting modules there. Imports torch only when asked."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+    Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -22,5 +24,18 @@ def choose_device(name: str | None = None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {name!r} is not available here ({str(error).splitlines()[0]}); try cpu") from error
+        raise ValueError(
+            f"device {name!r} is not available here ({str(error).splitlines()[0]}); try cpu"
+        ) from error
     return device
+
+
+def place(module: Module, device: torch.device) -> Module:
+    """Move a module, its convolution kernels laid out channels last, which is how CPUs and GPUs like them."""
+    import torch
+
+    module.to(device)
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module

@@ -1,8 +1,9 @@
-"""Pixels at the edges of the library: uint8 arrays to the floats that models read and back, and arrays to one picture.
+"""Pixels at the edges of the library: uint8 arrays to the floats that models read and back, and arrays to one
+picture.
 
 Letters: B batch, H W pixels.
-Special here: arrays are uint8 (B, H, W, 3), model images float (B, 3, H, W) in [-1, 1]; going back rounds to the nearest
-(truncation darkens every picture by half a level).
+Special here: arrays are uint8 (B, H, W, 3), model images float (B, 3, H, W) in [-1, 1]; going back rounds to
+the nearest (truncation darkens every picture by half a level).
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def grid(images_BHWC: numpy.ndarray, *, columns: int, gap: int = 2) -> numpy.nda
     return sheet
 
 
-def side_by_side(left_BHWC: numpy.ndarray, right_BHWC: numpy.ndarray, *, pairs_per_row: int = 4) -> numpy.ndarray:
+def side_by_side(
+    left_BHWC: numpy.ndarray, right_BHWC: numpy.ndarray, *, pairs_per_row: int = 4
+) -> numpy.ndarray:
     """Each image beside its counterpart, small ones enlarged: uint8 (H', W', 3)."""
     both = numpy.concatenate([left_BHWC, right_BHWC], axis=2)
     return grid(enlarge(both, max(1, 128 // both.shape[1])), columns=pairs_per_row, gap=8)

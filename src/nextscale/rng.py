@@ -1,7 +1,7 @@
 """Random numbers that belong to an image or a sample, never to a batch, a rank or a neighbour.
 
-Special here: every draw comes from a counter-based generator (Philox) whose key says what the numbers are for. Nothing
-holds state, so the same key gives the same numbers on any machine, in any batch, in any order.
+Special here: every draw comes from a counter-based generator (Philox) whose key says what the numbers are
+for. Nothing holds state, so the same key gives the same numbers on any machine, in any batch, in any order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def token_uniforms(seed: int, num_tokens: int) -> numpy.ndarray:
 
 
 def code_uniforms(seed: int, scale: int, num_cells: int, vocab_size: int) -> numpy.ndarray:
-    """One number in [0, 1) for each cell of a scale and each code (`smooth` sampling only): float32 (T, V)."""
+    """One number in [0, 1) for each cell of a scale and each code (`smooth` only): float32 (T, V)."""
     return _generator(int(seed), 1 + scale).random((num_cells, vocab_size), dtype=numpy.float32)
 
 

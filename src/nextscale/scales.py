@@ -1,8 +1,9 @@
 """The pyramid of token maps: how many cells each scale has, and where its tokens stand in the flat sequence.
 
 Letters: B batch, S scales, L tokens of all scales, T tokens of one scale.
-Special here: tokens of a whole image are always one flat ``(B, L)`` tensor, coarse to fine, rows before columns; the
-schedule is the only one who knows where a scale begins. It imports no torch, so that settings can hold one cheaply.
+Special here: tokens of a whole image are always one flat ``(B, L)`` tensor, coarse to fine, rows before
+columns; the schedule is the only one who knows where a scale begins. It imports no torch, so that settings
+can hold one cheaply.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ Size = tuple[int, int]
 
 
 class ScaleSchedule(BaseModel):
-    """Sizes ``(h, w)`` of the token maps in cells, coarse to fine; the last one is the size of the latent map.
+    """Sizes ``(h, w)`` of the token maps in cells, coarse to fine; the last one is the size of the latent
+    map.
 
     Raises:
         ValueError: no scale at all, a size below 1, or a scale that is larger than the last one.
@@ -34,7 +36,9 @@ class ScaleSchedule(BaseModel):
     @classmethod
     def _check_sizes(cls, sizes: tuple[Size, ...]) -> tuple[Size, ...]:
         if not sizes:
-            raise ValueError("a schedule needs at least one scale, for example sizes=((1, 1), (2, 2), (4, 4))")
+            raise ValueError(
+                "a schedule needs at least one scale, for example sizes=((1, 1), (2, 2), (4, 4))"
+            )
         last_h, last_w = sizes[-1]
         for h, w in sizes:
             if not (1 <= h <= last_h and 1 <= w <= last_w):
@@ -51,7 +55,8 @@ class ScaleSchedule(BaseModel):
 
     @classmethod
     def for_latent(cls, height: int, width: int, num_scales: int) -> ScaleSchedule:
-        """A schedule that grows by a constant factor from one cell along the shorter side to ``(height, width)``.
+        """A schedule that grows by a constant factor from one cell along the shorter side to ``(height,
+        width)``.
 
         Args:
             height: rows of the latent map in cells.
@@ -109,7 +114,8 @@ class ScaleSchedule(BaseModel):
         """
         if sequence.ndim < 2 or sequence.shape[1] != self.num_tokens:
             raise ValueError(
-                f"expected (B, {self.num_tokens}, ...) for the scales {self.sizes}, given {tuple(sequence.shape)}"
+                f"expected (B, {self.num_tokens}, ...) for the scales {self.sizes}, "
+                f"given {tuple(sequence.shape)}"
             )
         return list(sequence.split(self.num_cells, dim=1))
 
@@ -129,9 +135,10 @@ class ScaleSchedule(BaseModel):
     def phi_of_scale(self, num_phis: int) -> tuple[int, ...]:
         """Which of ``num_phis`` convolutions smooths each scale, as the released models choose it.
 
-        Scale k sits at k / (S - 1) on a line, the convolutions at evenly spaced ticks (whose margin differs for four of
-        them), and each scale takes the nearest. Several cases are ties that float64 rounding decides, so models store
-        the result (section 3.2 of the paper speaks of K extra convolutions; the released ones share four).
+        Scale k sits at k / (S - 1) on a line, the convolutions at evenly spaced ticks (whose margin differs
+        for four of them), and each scale takes the nearest. Several cases are ties that float64 rounding
+        decides, so models store the result (section 3.2 of the paper speaks of K extra convolutions; the
+        released ones share four).
         """
         if num_phis < 1:
             raise ValueError(f"num_phis must be at least 1, given {num_phis}")
@@ -141,7 +148,7 @@ class ScaleSchedule(BaseModel):
         return tuple(int(numpy.argmin(numpy.abs(ticks - place))) for place in places)
 
 
-#: The schedules of the paper, by image side in pixels at a reduction of 16 (section 4 and appendix of the 512 px model).
+#: The schedules of the published models, by image side in pixels, at a reduction of 16.
 PRESETS: dict[int, ScaleSchedule] = {
     256: ScaleSchedule.square([1, 2, 3, 4, 5, 6, 8, 10, 13, 16]),
     512: ScaleSchedule.square([1, 2, 3, 4, 6, 9, 13, 18, 24, 32]),

@@ -1,7 +1,7 @@
 """The commands. ``nextscale COMMAND --help`` explains each.
 
-Special here: nothing but the standard library is imported until a command runs, so help is instant; every error that a user
-can mend is one line on stderr and exit code 2.
+Special here: nothing but the standard library is imported until a command runs, so help is instant; every
+error that a user can mend is one line on stderr and exit code 2.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     out = Path(options.out)
     check_new_folder(out)
     convert_files(
-        Path(options.tokenizer), Path(options.prior) if options.prior else None, out,
+        Path(options.tokenizer), prior=Path(options.prior) if options.prior else None, out=out,
         patch_nums=options.patch_nums, num_heads=options.num_heads, unit_codes=options.unit_codes,
     )  # fmt: skip
     print(f"model: {out}")

@@ -22,10 +22,11 @@ from nextscale.pixels import enlarge, grid, side_by_side, to_model, to_uint8
 _PER_CLASS, _CLASSES = 8, 10
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>nextscale: {model}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
 img {{ max-width: 100%; image-rendering: pixelated }} h2 {{ margin-top: 2.5rem }}
 .classes {{ display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; align-items: center }}
 .classes img {{ display: block }} table {{ border-collapse: collapse }} td {{ padding: .1rem 1.5rem .1rem 0 }}
@@ -34,7 +35,8 @@ pre {{ background: #f4f4f4; padding: 1rem; overflow-x: auto }}
 <h1>nextscale: {model}</h1>
 <p>Every picture below was made just now, on this machine, and none was chosen: seeds count up from 0.</p>
 <h2>A row per class</h2><div class="classes">{rows}</div>
-<h2>Coarse to fine</h2><p>One image after each of its {num_scales} scales ({scales} cells): <b>{strip_label}</b>.</p>
+<h2>Coarse to fine</h2>
+<p>One image after each of its {num_scales} scales ({scales} cells): <b>{strip_label}</b>.</p>
 <img src="strip.png" alt="The same image after each scale, coarse to fine">
 {reconstructions}
 <h2>Times</h2><table>{times}</table>
@@ -80,7 +82,9 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         Image.fromarray(side_by_side(real, decoded)).save(place / "reconstructions.png")
         (place / "index.html").write_text(_page(generator, options.model, classes, times), encoding="utf-8")
         sampling = generator.settings.sampling.model_dump()
-        checkpoint.write_json(place / "demo.json", {"model": options.model, "sampling": sampling, "times": times})
+        checkpoint.write_json(
+            place / "demo.json", {"model": options.model, "sampling": sampling, "times": times}
+        )
     print(f"{len(images)} images, {rate:.1f} images per second: {out / 'index.html'}")
 
 
@@ -92,7 +96,9 @@ def _photographs(size: tuple[int, int]) -> numpy.ndarray:
 
 def _page(generator: Generator, model: str, classes: Sequence[int], times: dict[str, str]) -> str:
     names, schedule = [html.escape(name) for name in generator.class_names], generator.settings.schedule
-    rows = "".join(f'<span>{names[c]}</span><img src="class-{c}.png" alt="{names[c]} samples">' for c in classes)
+    rows = "".join(
+        f'<span>{names[c]}</span><img src="class-{c}.png" alt="{names[c]} samples">' for c in classes
+    )
     settings = {
         "nextscale": __version__, "seeds": f"0 to {len(classes) * _PER_CLASS - 1}",
         "sampling": generator.settings.sampling.model_dump(),

@@ -40,7 +40,9 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         scores["reconstruction"] = reconstruction_scores(generator.tokenizer, source, limit=options.limit)
         if generator.settings.prior is not None:
             if source.class_names != generator.class_names:
-                raise ValueError(f"{options.data} has other classes than the model: {', '.join(source.class_names[:5])}")
+                raise ValueError(
+                    f"{options.data} has other classes than the model: {', '.join(source.class_names[:5])}"
+                )
             scores["prediction"] = prediction_scores(
                 generator.tokenizer, generator.prior, source, limit=options.limit
             )
@@ -55,23 +57,25 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _score_samples(generator: Generator, options: argparse.Namespace) -> tuple[dict[str, Any], numpy.ndarray]:
-    """The share of samples that the bundled classifier assigns to their label, and some to look at, a row per class."""
+    """The share of samples that the bundled classifier assigns to their label, and some to look at, a row per
+    class.
+    """
     classifier = load_classifier()
     if classifier.settings.class_names != generator.class_names:
         raise ValueError(
-            f"the bundled classifier knows {', '.join(classifier.settings.class_names)}; this model has other "
-            "classes: give --num-samples 0"
+            f"the bundled classifier knows {', '.join(classifier.settings.class_names)}; "
+            "this model has other classes: give --num-samples 0"
         )
     count = len(generator.class_names)
     labels = [index % count for index in range(options.num_samples)]
     seeds = range(options.seed, options.seed + len(labels))
     settings = sampling_options(options)
-    images = sample_images(generator, labels, seeds, batch=50, **settings)
+    images = sample_images(generator, labels, seeds, batch=50, settings=settings)
     agreed = class_agreement(images, labels, classifier)
     per_class = {
         name: float(agreed[number::count].mean()) for number, name in enumerate(generator.class_names)
     }
-    used = {**generator.settings.sampling.model_dump(), **{k: v for k, v in settings.items() if v is not None}}
+    used = {**generator.settings.sampling.model_dump(), **settings}
     shown = [image for number in range(count) for image in images[number::count][:_GRID_PER_CLASS]]
     sheet = grid(enlarge(numpy.stack(shown), max(1, 64 // images.shape[1])), columns=_GRID_PER_CLASS)
     return {

@@ -10,7 +10,8 @@ def check_new_folder(folder: Path, *, mark: str | None = None) -> None:
 
     Args:
         folder: where a command wants to write.
-        mark: a file that shows that an earlier call of the same command wrote the folder, which may then be replaced.
+        mark: a file that shows that an earlier call of the same command wrote the folder, which may then be
+            replaced.
 
     Raises:
         ValueError: the folder exists with other contents.

@@ -60,18 +60,28 @@ def build_parser() -> Parser:
     train.add_argument("recipe", help="name of a recipe, or a .toml file")
     train.add_argument("--out", help="folder of the run (default: runs/RECIPE-STAGE)")
     train.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
-    train.add_argument("--settings", action="store_true", help="list all settings with their values, and stop")
+    train.add_argument(
+        "--settings", action="store_true", help="list all settings with their values, and stop"
+    )
     train.add_argument("--quiet", action="store_true", help="no progress bar")
-    train.epilog = "Every setting of the recipe can be given as --a.b.c VALUE, for example --data.source my-pictures."
+    train.epilog = (
+        "Every setting of the recipe can be given as --a.b.c VALUE, for example --data.source my-pictures."
+    )
 
     sample = add("sample", "Make images.", "sample")
     sample.add_argument("model", help="bundled model or model folder")
-    sample.add_argument("--labels", nargs="+", default=["all"], help="class numbers or names, 'none', or 'all' (default)")
+    sample.add_argument(
+        "--labels", nargs="+", default=["all"], help="class numbers or names, 'none', or 'all' (default)"
+    )
     sample.add_argument("--per-label", type=int, default=1, help="images of each label (default: 1)")
-    sample.add_argument("--seed", type=int, default=0, help="seed of the first image; the others count on (default: 0)")
+    sample.add_argument(
+        "--seed", type=int, default=0, help="seed of the first image; the others count on (default: 0)"
+    )
     sample.add_argument("--seeds", type=int, nargs="+", help="one seed per image instead")
     _add_sampling(sample)
-    sample.add_argument("--smooth", action="store_true", help="mix codes instead of drawing one (pictures only)")
+    sample.add_argument(
+        "--smooth", action="store_true", help="mix codes instead of drawing one (pictures only)"
+    )
     sample.add_argument("--batch", type=int, default=50, help="images at a time (default: 50)")
     sample.add_argument("--png", action="store_true", help="write every image as a PNG too")
     sample.add_argument("--npz", action="store_true", help="write samples.npz too (arr_0: uint8 N, H, W, 3)")
@@ -81,21 +91,35 @@ def build_parser() -> Parser:
     reconstruct = add("reconstruct", "Encode and decode images; writes them side by side.", "reconstruct")
     reconstruct.add_argument("model", help="bundled model or model folder")
     reconstruct.add_argument("images", nargs="+", help="image files, a folder of images, or a .parquet file")
-    reconstruct.add_argument("--limit", type=int, default=32, help="images at most, spread over the source (default: 32)")
-    reconstruct.add_argument("--out", default="reconstructions", help="new folder to write (default: reconstructions)")
+    reconstruct.add_argument(
+        "--limit", type=int, default=32, help="images at most, spread over the source (default: 32)"
+    )
+    reconstruct.add_argument(
+        "--out", default="reconstructions", help="new folder to write (default: reconstructions)"
+    )
     reconstruct.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
 
     convert = add("convert", "Turn published VAR checkpoints into a model folder.", "convert")
     convert.add_argument("--tokenizer", required=True, help="the tokenizer's .pth, or a trainer's checkpoint")
     convert.add_argument("--prior", help="the transformer's .pth, or a trainer's checkpoint")
-    convert.add_argument("--patch-nums", type=int, nargs="+", help="sides of the scales, where the file lacks them")
-    convert.add_argument("--num-heads", type=int, help="heads, for a transformer without unit queries and keys")
-    convert.add_argument("--unit-codes", action="store_true", help="the tokenizer compares directions of codes")
+    convert.add_argument(
+        "--patch-nums", type=int, nargs="+", help="sides of the scales, where the file lacks them"
+    )
+    convert.add_argument(
+        "--num-heads", type=int, help="heads, for a transformer without unit queries and keys"
+    )
+    convert.add_argument(
+        "--unit-codes", action="store_true", help="the tokenizer compares directions of codes"
+    )
     convert.add_argument("--out", required=True, help="new model folder")
 
-    evaluate = add("evaluate", "Score a model: class agreement of samples, reconstruction, likelihood.", "evaluate")
+    evaluate = add(
+        "evaluate", "Score a model: class agreement of samples, reconstruction, likelihood.", "evaluate"
+    )
     evaluate.add_argument("model", help="bundled model or model folder")
-    evaluate.add_argument("--num-samples", type=int, default=1000, help="samples to make, 0 for none (default: 1000)")
+    evaluate.add_argument(
+        "--num-samples", type=int, default=1000, help="samples to make, 0 for none (default: 1000)"
+    )
     evaluate.add_argument("--data", help="images (folder or .parquet) to reconstruct and to predict")
     evaluate.add_argument("--limit", type=int, help="images of --data at most (default: all)")
     _add_sampling(evaluate)
@@ -107,7 +131,11 @@ def build_parser() -> Parser:
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
     """Sampling settings; what is not given is the model's own."""
-    command.add_argument("--guidance", type=float, help="classifier-free guidance at the last scale, 0 is off")
+    command.add_argument(
+        "--guidance", type=float, help="classifier-free guidance at the last scale, 0 is off"
+    )
     command.add_argument("--top-k", type=int, help="draw among the k likeliest codes; 0 is off, 1 is greedy")
-    command.add_argument("--top-p", type=float, help="draw among the likeliest codes with this probability; 1 is off")
+    command.add_argument(
+        "--top-p", type=float, help="draw among the likeliest codes with this probability; 1 is off"
+    )
     command.add_argument("--temperature", type=float, help="divides the logits")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
 from PIL import Image
@@ -15,6 +16,7 @@ from nextscale.cli.output import check_new_folder
 from nextscale.distributed import choose_device
 from nextscale.generate.generator import Generator
 from nextscale.generate.request import Label, resolve_label
+from nextscale.generate.settings import SamplingSettings
 from nextscale.pixels import enlarge, grid
 
 
@@ -25,33 +27,41 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     if options.per_label < 1 or options.batch < 1:
         raise ValueError(f"--per-label {options.per_label} and --batch {options.batch} must be at least 1")
     generator = Generator.load(options.model, device=choose_device(options.device))
-    labels = [label for label in _labels(options.labels, generator.class_names) for _ in range(options.per_label)]
+    labels = [
+        label for label in _labels(options.labels, generator.class_names) for _ in range(options.per_label)
+    ]
     seeds = options.seeds or list(range(options.seed, options.seed + len(labels)))
     if len(seeds) != len(labels):
         raise ValueError(f"{len(seeds)} seeds for {len(labels)} images: give one per image, or only --seed")
     images = sample_images(
-        generator, labels, seeds, batch=options.batch, smooth=options.smooth, **sampling_options(options)
+        generator,
+        labels,
+        seeds,
+        batch=options.batch,
+        smooth=options.smooth,
+        settings=sampling_options(options),
     )
     with checkpoint.new_folder(out) as place:
         _write(place, images, labels, seeds, generator, options)
     print(f"{len(images)} images: {out / 'grid.png'}")
 
 
-def sampling_options(options: argparse.Namespace) -> dict[str, float | None]:
-    """The sampling settings that were typed."""
-    return {name: getattr(options, name) for name in ("guidance", "top_k", "top_p", "temperature")}
+def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The sampling settings that were typed; the others are the model's own."""
+    given = {name: getattr(options, name) for name in SamplingSettings.model_fields}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def sample_images(
     generator: Generator, labels: Sequence[Label], seeds: Sequence[int], *, batch: int, smooth: bool = False,
-    **settings: float | None,
+    settings: Mapping[str, Any],
 ) -> numpy.ndarray:  # fmt: skip
     """Images uint8 (B, H, W, 3) of any number of labels, ``batch`` at a time, with a progress bar."""
     parts = []
     with tqdm(total=len(labels), unit="image", disable=None) as bar:
         for start in range(0, len(labels), batch):
             place = slice(start, start + batch)
-            result = generator(labels[place], seeds=seeds[place], smooth=smooth, **settings)  # type: ignore[arg-type]
+            result = generator(labels[place], seeds=seeds[place], smooth=smooth, **settings)
             parts.append(result.images)
             bar.update(len(parts[-1]))
     return numpy.concatenate(parts)
@@ -71,10 +81,9 @@ def _write(
     sheet = grid(enlarge(images, max(1, 64 // images.shape[1])), columns=columns)
     Image.fromarray(sheet).save(place / "grid.png")
     names = ["none" if label is None else generator.class_names[int(label)] for label in labels]
-    given = {name: value for name, value in sampling_options(options).items() if value is not None}
     record = {
         "model": options.model, "labels": names, "seeds": list(seeds), "smooth": options.smooth,
-        "sampling": {**generator.settings.sampling.model_dump(), **given},
+        "sampling": {**generator.settings.sampling.model_dump(), **sampling_options(options)},
     }  # fmt: skip
     checkpoint.write_json(place / "settings.json", record)
     if options.png:

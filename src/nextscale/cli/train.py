@@ -15,7 +15,9 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Train one stage of a recipe."""
     stage = STAGES[options.stage]
     tree = merge(read_recipe(options.recipe, options.stage), parse_overrides(rest, stage))
-    settings = build(stage, tree, source=f"{options.recipe} with the given settings" if rest else options.recipe)
+    settings = build(
+        stage, tree, source=f"{options.recipe} with the given settings" if rest else options.recipe
+    )
     if options.settings:
         for path, description in setting_paths(stage):
             value: object = settings

@@ -110,7 +110,8 @@ def _zipped_pickle(path: Path) -> bytes:
 
 
 def _beyond_tensors(found: Sequence[str]) -> list[str]:
-    return sorted({name for name in found if not _HARMLESS.fullmatch(name)})
+    names = {name.replace("__builtin__.", "builtins.") for name in found}  # as Python 2 called it
+    return sorted(name for name in names if not _HARMLESS.fullmatch(name))
 
 
 def _named_globals(stream: BinaryIO) -> list[str]:

@@ -50,7 +50,7 @@ def unwrap(content: Mapping[str, Any], part: str) -> State:
         state = trainer[part]
     for name, value in state.items():
         if not (isinstance(name, str) and hasattr(value, "is_meta")):
-            raise ValueError(f"{name!r} is of type {type(value).__name__}: give a state dict, tensors by name")
+            raise ValueError(f"{name!r} is of type {type(value).__name__}: expected tensors by name")
     return state
 
 

@@ -1,8 +1,8 @@
 """Batches of training images, whose place in the run is one number: the step.
 
 Letters: B batch, H W pixels.
-Special here: which images a step sees, in which order, cropped where, follows from (seed, step) alone, so that a resumed run
-goes on exactly; the number of worker processes changes nothing.
+Special here: which images a step sees, in which order, cropped where, follows from (seed, step) alone, so
+that a resumed run goes on exactly; the number of worker processes changes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nextscale.data.transforms import decode_image, resize_and_crop
 from nextscale.pixels import to_model
 from nextscale.rng import epoch_order, sample_uniforms
 
-#: Uniform numbers that a sample gets in an epoch; the first ones are for the transforms, `Batch.uniforms_BR` is the rest.
+#: Uniform numbers of a sample in an epoch: the first few for the transforms, the rest is `Batch.uniforms_BR`.
 NUM_TRANSFORM_UNIFORMS, NUM_UNIFORMS = 4, 84
 
 
@@ -72,7 +72,10 @@ def _collate(items: list[tuple[numpy.ndarray, int, numpy.ndarray, int]]) -> Batc
 
 
 def places_of_step(step: int, *, batch_size: int, num_samples: int, seed: int) -> list[Place]:
-    """The samples of a step. Epochs are laid end to end, so a source smaller than a batch is no special case."""
+    """The samples of a step.
+
+    Epochs are laid end to end, so a source smaller than a batch is no special case.
+    """
     places: list[Place] = []
     position = step * batch_size
     while len(places) < batch_size:
@@ -104,7 +107,7 @@ def training_batches(
     )
     loader = DataLoader(
         _Samples(source, size, settings, seed),
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=batches,
         collate_fn=_collate,
         num_workers=settings.num_workers,
         prefetch_factor=4 if settings.num_workers else None,
@@ -122,9 +125,13 @@ def chosen_indices(count: int, limit: int | None) -> numpy.ndarray:
 def evaluation_batches(
     source: Source, *, size: tuple[int, int], batch_size: int, limit: int | None = None
 ) -> Iterator[tuple[numpy.ndarray, numpy.ndarray]]:
-    """Center crops in order: uint8 (B, H, W, 3) and labels int64 (B,), up to ``limit`` images spread over the source."""
+    """Center crops in order: uint8 (B, H, W, 3) and labels int64 (B,), up to ``limit`` images spread over the
+    source.
+    """
     chosen = chosen_indices(len(source.labels), limit)
     for start in range(0, len(chosen), batch_size):
         indices = chosen[start : start + batch_size]
-        images = [resize_and_crop(decode_image(source.read(int(i)), source.name(int(i))), size) for i in indices]
+        images = [
+            resize_and_crop(decode_image(source.read(int(i)), source.name(int(i))), size) for i in indices
+        ]
         yield numpy.stack(images), source.labels[indices]

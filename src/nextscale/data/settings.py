@@ -10,8 +10,14 @@ class DataSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     source: str = Field("", description="folder of images (one folder per class) or a Parquet file")
-    validation: str = Field("", description="the same, never trained on; empty: the last validation_share of source")
+    validation: str = Field(
+        "", description="the same, never trained on; empty: the last validation_share of source"
+    )
     validation_share: float = Field(0.02, gt=0, lt=1, description="share held out when validation is empty")
-    enlarge: float = Field(1.125, ge=1, description="short side after resizing / crop side; 1 takes the center crop")
+    enlarge: float = Field(
+        1.125, ge=1, description="short side after resizing / crop side; 1 takes the center crop"
+    )
     flip: bool = Field(False, description="mirror half of the training images")
-    num_workers: int = Field(0, ge=0, description="processes that decode images; 0 decodes in the training process")
+    num_workers: int = Field(
+        0, ge=0, description="processes that decode images; 0 decodes in the training process"
+    )

@@ -1,6 +1,7 @@
 """Where images come from: a folder of images or a Parquet file, read lazily, classes inferred.
 
-Special here: a source gives encoded bytes and a name for each image, so that whoever decodes can say which file was bad.
+Special here: a source gives encoded bytes and a name for each image, so that whoever decodes can say which
+file was bad.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class FolderSource:
         folders = sorted(item for item in root.iterdir() if item.is_dir() and not item.name.startswith("."))
         groups = {folder.name: _images_below(folder) for folder in folders}
         groups = {name: files for name, files in groups.items() if files}
-        loose = sorted(item for item in root.iterdir() if item.suffix.lower() in EXTENSIONS and item.is_file())
+        loose = sorted(
+            item for item in root.iterdir() if item.suffix.lower() in EXTENSIONS and item.is_file()
+        )
         if loose and groups:
             raise ValueError(
                 f"{root} holds images ({loose[0].name}) beside class folders ({next(iter(groups))}): "
@@ -50,7 +53,8 @@ class FolderSource:
             groups = {root.resolve().name: loose}
         if not groups:
             raise ValueError(
-                f"{root} holds no images: expected {', '.join(EXTENSIONS)} files in it or in one folder per class"
+                f"{root} holds no images: expected {', '.join(EXTENSIONS)} files "
+                "in it, or in one folder per class"
             )
         self.class_names = tuple(groups)
         self.files = [file for files in groups.values() for file in files]
@@ -65,7 +69,8 @@ class FolderSource:
 
 
 class ParquetSource:
-    """Columns ``img: struct<bytes, path>`` and ``label``; class names from the file's metadata when it has them.
+    """Columns ``img: struct<bytes, path>`` and ``label``; class names from the file's metadata when it has
+    them.
 
     Raises:
         ValueError: not such a file.
@@ -78,25 +83,35 @@ class ParquetSource:
         try:
             table = pyarrow.parquet.read_table(file)
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{file} is not a readable Parquet file ({str(error).splitlines()[0]})") from error
+            raise ValueError(
+                f"{file} is not a readable Parquet file ({str(error).splitlines()[0]})"
+            ) from error
         names = table.column_names
         if "img" not in names or "label" not in names:
-            raise ValueError(f"{file} has the columns {names}: expected img (struct of bytes and path) and label")
+            raise ValueError(
+                f"{file} has the columns {names}: expected img (struct of bytes and path) and label"
+            )
         if table.num_rows == 0:
             raise ValueError(f"{file} holds no images")
         self.file = file
         self.images = table.column("img").combine_chunks()
         if not pyarrow.types.is_struct(self.images.type) or self.images.type.get_field_index("bytes") < 0:
-            raise ValueError(f"{file}: column img is {self.images.type}, expected struct<bytes: binary, path: string>")
+            raise ValueError(
+                f"{file}: column img is {self.images.type}, expected struct<bytes: binary, path: string>"
+            )
         labels = table.column("label")
         if labels.null_count or not pyarrow.types.is_integer(labels.type):
             raise ValueError(f"{file}: column label must hold whole numbers and no gaps, given {labels.type}")
         self.labels = labels.to_numpy().astype(numpy.int64)
         if self.labels.min() < 0:
             raise ValueError(f"{file}: column label holds {self.labels.min()}: labels count from 0")
-        self.class_names = _names_in(table.schema.metadata) or tuple(str(i) for i in range(self.labels.max() + 1))
+        self.class_names = _names_in(table.schema.metadata) or tuple(
+            str(i) for i in range(self.labels.max() + 1)
+        )
         if self.labels.max() >= len(self.class_names):
-            raise ValueError(f"{file}: label {self.labels.max()}, but only {len(self.class_names)} class names")
+            raise ValueError(
+                f"{file}: label {self.labels.max()}, but only {len(self.class_names)} class names"
+            )
 
     def read(self, index: int) -> bytes:
         content: bytes = self.images[index]["bytes"].as_py()
@@ -123,7 +138,9 @@ class Subset:
 def open_source(path: str | Path) -> Source:
     """The source at a path. Raises ValueError when nothing readable is there."""
     if not str(path):
-        raise ValueError("no data source given: expected a folder of images or a .parquet file; set --data.source")
+        raise ValueError(
+            "no data source given: expected a folder of images or a .parquet file; set --data.source"
+        )
     place = Path(path).expanduser()
     if place.is_dir():
         return FolderSource(place)
@@ -135,7 +152,9 @@ def open_source(path: str | Path) -> Source:
 
 
 def hold_out(source: Source, share: float) -> tuple[Source, Source]:
-    """Cut a share of each class off for validation: every k-th image, so that a source always splits the same way."""
+    """Cut a share of each class off for validation: every k-th image, so that a source always splits the same
+    way.
+    """
     count = len(source.labels)
     every = max(2, round(1 / share))
     by_class = numpy.argsort(source.labels, kind="stable")

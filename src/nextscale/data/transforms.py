@@ -1,7 +1,7 @@
 """Encoded image files to arrays: decode, upright, RGB, resize, crop, flip.
 
-Special here: whatever cannot be decoded is refused by name, never skipped in silence. Arrays are uint8 (H, W, 3);
-`nextscale.pixels` makes floats of them.
+Special here: whatever cannot be decoded is refused by name, never skipped in silence. Arrays are uint8 (H, W,
+3); `nextscale.pixels` makes floats of them.
 """
 
 from __future__ import annotations
@@ -22,17 +22,29 @@ def decode_image(content: bytes, name: str) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
         if image.mode in _SIXTEEN_BIT:
-            image = Image.fromarray((numpy.asarray(image).astype(numpy.float64) / 257).round().astype(numpy.uint8))
+            image = Image.fromarray(
+                (numpy.asarray(image).astype(numpy.float64) / 257).round().astype(numpy.uint8)
+            )
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             rgba = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
         return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
         raise ValueError(f"image {name} cannot be read ({error}): repair or remove it") from error
 
 
 def resize_and_crop(
-    image: Image.Image, size: tuple[int, int], *, enlarge: float = 1.0, place: tuple[float, float] = (0.5, 0.5)
+    image: Image.Image,
+    size: tuple[int, int],
+    *,
+    enlarge: float = 1.0,
+    place: tuple[float, float] = (0.5, 0.5),
 ) -> numpy.ndarray:
     """Resize so that the image covers ``size * enlarge``, then cut ``size`` out.
 

@@ -31,7 +31,12 @@ def mean_per_scale(values_L: Tensor, schedule: ScaleSchedule) -> Tensor:
 
 @torch.no_grad()
 def prediction_scores(
-    tokenizer: Tokenizer, prior: NextScalePrior, source: Source, *, limit: int | None = None, batch_size: int = 64
+    tokenizer: Tokenizer,
+    prior: NextScalePrior,
+    source: Source,
+    *,
+    limit: int | None = None,
+    batch_size: int = 64,
 ) -> dict[str, float]:
     """Loss in nats per token and accuracy over center crops of a source, in all and per scale.
 
@@ -44,7 +49,9 @@ def prediction_scores(
     """
     schedule, device = tokenizer.schedule, prior.position.device
     total, size = torch.zeros(2, schedule.num_tokens, dtype=torch.float64), 0
-    for pixels, labels in evaluation_batches(source, size=tokenizer.image_size, batch_size=batch_size, limit=limit):
+    for pixels, labels in evaluation_batches(
+        source, size=tokenizer.image_size, batch_size=batch_size, limit=limit
+    ):
         with torch.autocast(device.type, enabled=False):
             tokens_BL = tokenizer.encode(to_model(pixels).to(device))
             inputs_BLC = tokenizer.teacher_inputs(tokens_BL)

@@ -17,7 +17,9 @@ from nextscale.tokenizer.model import Tokenizer
 
 
 def psnr(images_BHWC: numpy.ndarray, others_BHWC: numpy.ndarray) -> numpy.ndarray:
-    """Peak signal-to-noise ratio of each pair of uint8 images (B, H, W, 3), in dB: float64 (B,); equal images give inf."""
+    """Peak signal-to-noise ratio of each pair of uint8 images (B, H, W, 3), in dB: float64 (B,); equal images
+    give inf.
+    """
     difference = images_BHWC.astype(numpy.float64) - others_BHWC.astype(numpy.float64)
     error = numpy.square(difference).reshape(len(difference), -1).mean(axis=1)
     with numpy.errstate(divide="ignore"):
@@ -28,8 +30,8 @@ def psnr(images_BHWC: numpy.ndarray, others_BHWC: numpy.ndarray) -> numpy.ndarra
 class CodeUsage:
     """Counts which codes each scale has used over a whole pass.
 
-    The share is taken against what the scale could have used: min(V, its own tokens over the pass). Against V alone, the
-    1x1 scale of a short pass would look collapsed however well it does.
+    The share is taken against what the scale could have used: min(V, its own tokens over the pass). Against V
+    alone, the 1x1 scale of a short pass would look collapsed however well it does.
     """
 
     def __init__(self, schedule: ScaleSchedule, vocab_size: int) -> None:
@@ -55,7 +57,8 @@ class CodeUsage:
 def reconstruction_scores(
     tokenizer: Tokenizer, source: Source, *, limit: int | None = None, batch_size: int = 64
 ) -> dict[str, float]:
-    """Mean of the images' PSNR in dB, and per scale the codes used and their share, over center crops of a source.
+    """Mean of the images' PSNR in dB, and per scale the codes used and their share, over center crops of a
+    source.
 
     Args:
         tokenizer: in evaluation mode.
@@ -66,7 +69,9 @@ def reconstruction_scores(
     device = next(tokenizer.parameters()).device
     usage = CodeUsage(tokenizer.schedule, tokenizer.settings.quantizer.vocab_size)
     ratios: list[numpy.ndarray] = []
-    for pixels, _ in evaluation_batches(source, size=tokenizer.image_size, batch_size=batch_size, limit=limit):
+    for pixels, _ in evaluation_batches(
+        source, size=tokenizer.image_size, batch_size=batch_size, limit=limit
+    ):
         tokens_BL = tokenizer.encode(to_model(pixels).to(device))
         usage.add(tokens_BL)
         ratios.append(psnr(pixels, to_uint8(tokenizer.decode(tokens_BL))))

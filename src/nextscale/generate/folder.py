@@ -26,9 +26,13 @@ def save_model(
     Raises:
         ValueError: the folder exists and holds something that is no model.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
+    if folder.is_file() or (
+        folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir())
+    ):
         raise ValueError(f"{folder} exists and holds other files: give another folder")
-    quantizer = settings.tokenizer.quantizer.model_copy(update={"phi_of_scale": tokenizer.quantizer.phi_of_scale})
+    quantizer = settings.tokenizer.quantizer.model_copy(
+        update={"phi_of_scale": tokenizer.quantizer.phi_of_scale}
+    )
     resolved = settings.model_copy(
         update={"tokenizer": settings.tokenizer.model_copy(update={"quantizer": quantizer})}
     )
@@ -91,12 +95,13 @@ def _fill(module: Module, path: Path) -> Module:
 def _card(settings: ModelSettings) -> str:
     height, width = settings.schedule.latent_size
     reduction = settings.tokenizer.autoencoder.reduction
+    quantizer = settings.tokenizer.quantizer
     lines = [
         "# A nextscale model",
         "",
         f"- images: {height * reduction} x {width * reduction} pixels",
         f"- scales: {', '.join(f'{h}x{w}' for h, w in settings.schedule.sizes)}",
-        f"- codes: {settings.tokenizer.quantizer.vocab_size} of width {settings.tokenizer.quantizer.code_dim}",
+        f"- codes: {quantizer.vocab_size} of width {quantizer.code_dim}",
         f"- classes: {len(settings.class_names)}",
     ]
     if settings.prior is not None:

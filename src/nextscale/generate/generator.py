@@ -1,8 +1,8 @@
 """`Generator`: a tokenizer and a prior together make images, coarse to fine.
 
-Letters: B batch, S scales, L tokens of all scales, T tokens of one scale, V codes, C width of a code, H W pixels, h w cells.
-Special here: one generation is one Python generator, `_tokens_of_scales`; whatever it needs lives in its frame, so two can
-run side by side, and one that fails leaves nothing behind.
+Letters: B batch, S scales, L tokens of all scales, T tokens of one scale, V codes, C width of a code, H W
+    pixels, h w cells. Special here: one generation is one Python generator, `_tokens_of_scales`; whatever it
+    needs lives in its frame, so two can run side by side, and one that fails leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class Generator:
         prior: predicts them; None for a model that only reconstructs.
     """
 
-    def __init__(self, settings: ModelSettings, tokenizer: Tokenizer, prior: NextScalePrior | None = None) -> None:
+    def __init__(
+        self, settings: ModelSettings, tokenizer: Tokenizer, prior: NextScalePrior | None = None
+    ) -> None:
         self.settings, self.tokenizer, self._prior = settings, tokenizer.eval(), prior
         if prior is not None:
             prior.eval()
@@ -97,7 +99,9 @@ class Generator:
     def prior(self) -> NextScalePrior:
         """The transformer. Raises ValueError when the model has none."""
         if self._prior is None:
-            raise ValueError("this model holds a tokenizer but no prior: train one with nextscale train prior")
+            raise ValueError(
+                "this model holds a tokenizer but no prior: train one with nextscale train prior"
+            )
         return self._prior
 
     @property
@@ -117,7 +121,8 @@ class Generator:
         Args:
             labels: class numbers or names; None is the unconditional class.
             seeds: one per image, whole numbers from 0.
-            guidance: classifier-free guidance at the last scale, from 0 (off); None takes the model's own setting,
+            guidance: classifier-free guidance at the last scale, from 0 (off); None takes the model's own
+                setting,
                 here and below; a list gives one value per image.
             top_k: draw among the k likeliest codes; 0 is off, 1 is greedy.
             top_p: draw among the likeliest codes that hold this probability, in (0, 1]; 1 is off.
@@ -131,11 +136,13 @@ class Generator:
             labels, seeds, smooth, guidance=guidance, top_k=top_k, top_p=top_p, temperature=temperature
         )
         parts: list[Tensor] = []
-        accumulated = None
+        finished: Tensor | None = None
         for tokens, accumulated in self._tokens_of_scales(request):
             parts.append(tokens)
-        assert accumulated is not None
-        return Result(self.tokenizer.decode_features(accumulated), None if smooth else torch.cat(parts, dim=1))
+            finished = accumulated
+        assert finished is not None
+        images_BCHW = self.tokenizer.decode_features(finished)
+        return Result(images_BCHW, None if smooth else torch.cat(parts, dim=1))
 
     def stream(
         self, labels: Sequence[Label], *, seeds: Sequence[int],
@@ -143,7 +150,7 @@ class Generator:
         top_p: float | Sequence[float] | None = None, temperature: float | Sequence[float] | None = None,
         smooth: bool = False,
     ) -> Iterator[Preview]:  # fmt: skip
-        """As calling the generator, but one `Preview` after each scale; the last one is the finished image."""
+        """As calling the generator, but one `Preview` after each scale; the last is the finished image."""
         request = self._request(
             labels, seeds, smooth, guidance=guidance, top_k=top_k, top_p=top_p, temperature=temperature
         )
@@ -161,7 +168,11 @@ class Generator:
             yield Preview(scale, images, tokens_so_far)
 
     def _request(
-        self, labels: Sequence[Label], seeds: Sequence[int], smooth: bool, **overrides: float | Sequence[float] | None
+        self,
+        labels: Sequence[Label],
+        seeds: Sequence[int],
+        smooth: bool,
+        **overrides: float | Sequence[float] | None,
     ) -> Request:
         return build_request(
             labels, seeds, self.settings.sampling, class_names=self.class_names,

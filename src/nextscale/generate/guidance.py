@@ -1,4 +1,5 @@
-"""Classifier-free guidance of a next-scale prior: how strongly each scale is pushed away from the unconditional guess.
+"""Classifier-free guidance of a next-scale prior: how strongly each scale is pushed away from the
+unconditional guess.
 
 Letters: B batch, S scales, T tokens of one scale, V codes.
 """
@@ -9,7 +10,9 @@ from torch import Tensor
 
 
 def ramp(scale: int, num_scales: int) -> float:
-    """The share of the guidance that scale ``scale`` gets: k / (S - 1), none at the coarsest; all of it when S is 1."""
+    """The share of the guidance that scale ``scale`` gets: k / (S - 1), none at the coarsest; all of it when
+    S is 1.
+    """
     return scale / (num_scales - 1) if num_scales > 1 else 1.0
 
 

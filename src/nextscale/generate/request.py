@@ -48,7 +48,9 @@ def resolve_label(label: Label, class_names: Sequence[str]) -> int:
             raise ValueError(f"unknown class {label!r}: this model knows {_some(class_names)}{hint}")
         label = int(label)
     if not 0 <= label < count:
-        raise ValueError(f"label {label} is out of range: this model knows 0 to {count - 1} ({_some(class_names)})")
+        raise ValueError(
+            f"label {label} is out of range: this model knows 0 to {count - 1} ({_some(class_names)})"
+        )
     return int(label)
 
 
@@ -78,9 +80,14 @@ def build_request(
     if isinstance(labels, str) or isinstance(seeds, str):
         raise ValueError("labels and seeds are lists, for example labels=[3, 'frog'], seeds=[0, 1]")
     if len(labels) != len(seeds) or not labels:
-        raise ValueError(f"{len(labels)} labels and {len(seeds)} seeds: give one of each per image, at least one")
+        raise ValueError(
+            f"{len(labels)} labels and {len(seeds)} seeds: give one of each per image, at least one"
+        )
     check_seeds(seeds)
-    count, chosen = len(labels), {**settings.model_dump(), **{k: v for k, v in overrides.items() if v is not None}}
+    count, chosen = (
+        len(labels),
+        {**settings.model_dump(), **{k: v for k, v in overrides.items() if v is not None}},
+    )
     guidance = _spread("guidance", chosen["guidance"], count, low=0.0)
     top_k = _spread("top_k", chosen["top_k"], count, low=0, high=vocab_size)
     top_p = _spread("top_p", chosen["top_p"], count, low=0.0, high=1.0, above=True)
@@ -107,7 +114,9 @@ def _spread(
     """One checked value per image; ``above`` excludes ``low`` itself."""
     values = [given] * count if isinstance(given, (int, float)) else list(given)
     if len(values) != count:
-        raise ValueError(f"{len(values)} values of {name} for {count} images: give one for all, or one per image")
+        raise ValueError(
+            f"{len(values)} values of {name} for {count} images: give one for all, or one per image"
+        )
     for value in values:
         if not (low < value if above else low <= value) or not value <= high:
             bound = f"{low:g}" if not above else f"more than {low:g}"

@@ -15,7 +15,9 @@ class SamplingSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     guidance: float = Field(1.5, ge=0, description="classifier-free guidance at the last scale; 0 is off")
     top_k: int = Field(0, ge=0, description="draw among the k likeliest codes; 0 is off")
-    top_p: float = Field(1.0, gt=0, le=1, description="draw among the likeliest codes that hold this probability; 1 is off")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="draw among the likeliest codes that hold this probability; 1 is off"
+    )
     temperature: float = Field(1.0, gt=0, description="divides the logits")
 
 
@@ -28,5 +30,7 @@ class ModelSettings(BaseModel):
     tokenizer: TokenizerSettings
     prior: PriorSettings | None = None
     class_names: tuple[str, ...] = ()
-    enlarge: float = Field(1.0, ge=1, description="preprocessing of training images: short side after resizing / crop")
+    enlarge: float = Field(
+        1.0, ge=1, description="preprocessing of training images: short side after resizing / crop"
+    )
     sampling: SamplingSettings = SamplingSettings()

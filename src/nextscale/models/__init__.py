@@ -27,4 +27,6 @@ def find_model(model: str | Path) -> Path:
         return _HOME / str(model)
     near = difflib.get_close_matches(str(model), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"no model {str(model)!r}: expected a model folder or one of {', '.join(names) or 'none'}{hint}")
+    raise ValueError(
+        f"no model {str(model)!r}: expected a model folder or one of {', '.join(names) or 'none'}{hint}"
+    )

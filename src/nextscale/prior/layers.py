@@ -1,8 +1,8 @@
 """Building blocks of the transformers: modulated attention and MLP.
 
 Letters: B batch, T tokens, D model width, N heads, E head width.
-Special here: a block does not know where its keys come from. It is given `attend`, which in training slices prefixes out of
-the whole sequence and in sampling asks the cache; so the two cannot drift apart.
+Special here: a block does not know where its keys come from. It is given `attend`, which in training slices
+prefixes out of the whole sequence and in sampling asks the cache; so the two cannot drift apart.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Attention(nn.Module):
         self.heads, self.unit_qk = settings.heads, settings.unit_qk
         width = settings.width
         if width % self.heads:
-            raise ValueError(f"model_dim {width} is not divisible by num_heads {self.heads}: change one of them")
+            raise ValueError(
+                f"model_dim {width} is not divisible by num_heads {self.heads}: change one of them"
+            )
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.query_bias = nn.Parameter(torch.zeros(width))
         self.value_bias = nn.Parameter(torch.zeros(width))
@@ -65,7 +67,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a LayerNorm without weights that is scaled, shifted and gated by the condition."""
+    """Attention and MLP, each behind a LayerNorm without weights that is scaled, shifted and gated by the
+    condition.
+    """
 
     def __init__(self, settings: PriorSettings) -> None:
         super().__init__()
@@ -76,6 +80,20 @@ class Block(nn.Module):
             self.modulation_offset = nn.Parameter(torch.zeros(6, settings.width))
         else:
             self.modulation = nn.Linear(settings.width, 6 * settings.width)
+
+    @torch.no_grad()
+    def shrink_residuals(self, settings: PriorSettings) -> None:
+        """Initial weights of what a block adds: shrunk with depth, and nearly closed gates."""
+        width = self.width
+        self.attention.proj.weight.div_((2 * settings.depth) ** 0.5)
+        self.mlp.fc2.weight.div_((2 * settings.depth) ** 0.5)
+        if settings.shared_adaln:
+            nn.init.trunc_normal_(self.modulation_offset, std=width**-0.5)
+            self.modulation_offset[2:].mul_(0.5)
+            self.modulation_offset[:2].mul_(settings.gate_init)
+        else:
+            self.modulation.weight[2 * width :].mul_(0.5)
+            self.modulation.weight[: 2 * width].mul_(settings.gate_init)
 
     def modulate(self, condition_BD: Tensor, shared_B6D: Tensor | None) -> Tensor:
         """Gates, scales and shifts of this block (B, 6, D): gate, gate, scale, scale, shift, shift."""
@@ -99,7 +117,8 @@ class Block(nn.Module):
 def attend_to(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Attention of all queries to all keys that are given.
 
-    CPUs compute it in float32: the bfloat16 kernel's backward takes twice as long there (measured, docs/log.md).
+    CPUs compute it in float32: the bfloat16 kernel's backward takes twice as long there (measured,
+    docs/log.md).
     """
     dtype = query.dtype
     compute = torch.float32 if query.device.type == "cpu" else dtype

@@ -1,13 +1,16 @@
-"""`NextScalePrior`: a transformer that predicts each token map from the coarser ones (paper, section 3.1, equation 5).
+"""`NextScalePrior`: a transformer that predicts each token map from the coarser ones (paper, section 3.1,
+equation 5).
 
-Letters: B batch, S scales, L tokens of all scales, T tokens of one scale, V codes, C width of a code, D model width.
-Special here: block-causal attention without a mask. The queries of a scale attend to the prefix of keys that ends with their
-scale, in training (all scales of one pass) as in sampling (one scale a pass, keys in a cache).
+Letters: B batch, S scales, L tokens of all scales, T tokens of one scale, V codes, C width of a code, D model
+    width. Special here: block-causal attention without a mask. The queries of a scale attend to the prefix of
+    keys that ends with their scale, in training (all scales of one pass) as in sampling (one scale a pass,
+    keys in a cache).
 """
 
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -40,15 +43,21 @@ class NextScalePrior(nn.Module):
     """
 
     def __init__(
-        self, settings: PriorSettings, schedule: ScaleSchedule, *, vocab_size: int, code_dim: int, num_classes: int
+        self,
+        settings: PriorSettings,
+        schedule: ScaleSchedule,
+        *,
+        vocab_size: int,
+        code_dim: int,
+        num_classes: int,
     ) -> None:
         super().__init__()
         self.settings, self.schedule, self.num_classes = settings, schedule, num_classes
         width, first = settings.width, schedule.num_cells[0]
-        self.class_embedding = nn.Embedding(num_classes + 1, width)
+        self.class_embedding = _empty_embedding(num_classes + 1, width)
         self.start_position = nn.Parameter(torch.empty(first, width))
         self.position = nn.Parameter(torch.empty(schedule.num_tokens, width))
-        self.level_embedding = nn.Embedding(schedule.num_scales, width)
+        self.level_embedding = _empty_embedding(schedule.num_scales, width)
         self.input_projection = nn.Linear(code_dim, width)
         self.shared_modulation = nn.Linear(width, 6 * width) if settings.shared_adaln else None
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.depth))
@@ -59,8 +68,10 @@ class NextScalePrior(nn.Module):
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        """As the released trainer: std sqrt(1 / 3D), residual outputs shrunk with depth, small gates, a tiny head."""
-        width, depth = self.settings.width, self.settings.depth
+        """As the released trainer: std sqrt(1 / 3D), residual outputs shrunk with depth, small gates, a tiny
+        head.
+        """
+        width = self.settings.width
         std = (1 / width / 3) ** 0.5
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -72,15 +83,8 @@ class NextScalePrior(nn.Module):
         self.head.weight.mul_(0.02)
         self.head_modulation.weight.mul_(0.5)
         for block in self.blocks:
-            block.attention.proj.weight.div_((2 * depth) ** 0.5)
-            block.mlp.fc2.weight.div_((2 * depth) ** 0.5)
-            if self.settings.shared_adaln:
-                nn.init.trunc_normal_(block.modulation_offset, std=width**-0.5)
-                block.modulation_offset[2:].mul_(0.5)
-                block.modulation_offset[:2].mul_(self.settings.gate_init)
-            else:
-                block.modulation.weight[2 * width :].mul_(0.5)
-                block.modulation.weight[: 2 * width].mul_(self.settings.gate_init)
+            assert isinstance(block, Block)
+            block.shrink_residuals(self.settings)
 
     @property
     def unconditional(self) -> int:
@@ -98,7 +102,8 @@ class NextScalePrior(nn.Module):
         if self.shared_modulation is not None:
             shared = self.shared_modulation(F.silu(embedded)).view(-1, 6, self.settings.width)
         head = self.head_modulation(F.silu(embedded)).view(-1, 2, self.settings.width)
-        return Condition(embedded, [block.modulate(embedded, shared) for block in self.blocks], head)
+        modulations = [block.modulate(embedded, shared) for block in self.blocks if isinstance(block, Block)]
+        return Condition(embedded, modulations, head)
 
     def new_cache(self, batch: int) -> KeyValueCache:
         """An empty cache for ``batch`` images, in the dtype that attention runs in."""
@@ -135,13 +140,16 @@ class NextScalePrior(nn.Module):
             x_BTD = block(x_BTD, condition.blocks[index], self._attend_to_prefixes, keep_2B)
         return self._logits(x_BTD, condition)
 
-    def step(self, scale: int, condition: Condition, inputs_BTC: Tensor | None, cache: KeyValueCache) -> Tensor:
+    def step(
+        self, scale: int, condition: Condition, inputs_BTC: Tensor | None, cache: KeyValueCache
+    ) -> Tensor:
         """Predict one scale when the coarser ones are in the cache.
 
         Args:
             scale: its number, 0 the coarsest.
             condition: from `condition`.
-            inputs_BTC: float32 (B, T, C), the map so far averaged over this scale's cells; None for the first scale.
+            inputs_BTC: float32 (B, T, C), the map so far averaged over this scale's cells; None for the first
+                scale.
             cache: from `new_cache`; this scale is added to it.
 
         Returns:
@@ -168,7 +176,7 @@ class NextScalePrior(nn.Module):
         offsets = self.schedule.offsets
         mixed = [
             attend_to(query[:, :, start:end], key[:, :, :end], value[:, :, :end], scale)
-            for start, end in zip(offsets[:-1], offsets[1:], strict=True)
+            for start, end in pairwise(offsets)
         ]
         return torch.cat(mixed, dim=2)
 
@@ -176,6 +184,11 @@ class NextScalePrior(nn.Module):
         scale, shift = condition.head_B2D.unsqueeze(2).unbind(1)
         normed = F.layer_norm(x_BTD.float(), (self.settings.width,), eps=self.settings.norm_eps)
         return self.head((normed * (scale + 1) + shift).to(self.head.weight.dtype)).float()
+
+
+def _empty_embedding(count: int, width: int) -> nn.Embedding:
+    """A table yet to be filled; nn.Embedding's own filling costs seconds of imports on the meta device."""
+    return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)
 
 
 def _attend_with_cache(
@@ -197,6 +210,8 @@ def drop_path_factors(settings: PriorSettings, uniforms_BR: Tensor) -> Tensor | 
     """
     if settings.drop_path_rate == 0:
         return None
-    rates = torch.linspace(0, settings.drop_path_rate, settings.depth, device=uniforms_BR.device)[:, None, None]
+    rates = torch.linspace(0, settings.drop_path_rate, settings.depth, device=uniforms_BR.device)[
+        :, None, None
+    ]
     draws = uniforms_BR[:, : 2 * settings.depth].T.reshape(settings.depth, 2, -1)
     return (draws >= rates).float() / (1 - rates)

@@ -16,11 +16,19 @@ class PriorSettings(BaseModel):
     model_dim: int | None = Field(None, ge=1, description="width, D; None: 64 d")
     num_heads: int | None = Field(None, ge=1, description="heads, N; None: d")
     drop_path: float | None = Field(None, ge=0, lt=1, description="rate at the last block; None: 0.1 d / 24")
-    class_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels replaced by the unconditional class")
+    class_dropout: float = Field(
+        0.1, ge=0, lt=1, description="share of labels replaced by the unconditional class"
+    )
     mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP / D")
-    shared_adaln: bool = Field(False, description="one modulation layer for all blocks, with an offset per block")
-    unit_qk: bool = Field(True, description="attention of unit-length queries and keys with a learned scale per head")
-    gate_init: float = Field(1e-3, gt=0, description="factor on the initial weights that make the residual gates")
+    shared_adaln: bool = Field(
+        False, description="one modulation layer for all blocks, with an offset per block"
+    )
+    unit_qk: bool = Field(
+        True, description="attention of unit-length queries and keys with a learned scale per head"
+    )
+    gate_init: float = Field(
+        1e-3, gt=0, description="factor on the initial weights that make the residual gates"
+    )
     norm_eps: float = Field(1e-6, gt=0, description="epsilon of every LayerNorm")
 
     @property

@@ -1,4 +1,4 @@
-"""Runs as data: one TOML file per recipe, with a table per stage (``tokenizer``, ``prior``, ``classifier``)."""
+"""Runs as data: one TOML file per recipe, a table per stage (``tokenizer``, ``prior``, ``classifier``)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def read_recipe(recipe: str, stage: str) -> dict[str, Any]:
     if not path.is_file():
         names = recipe_names()
         raise ValueError(
-            f"unknown recipe {recipe!r}: expected one of {', '.join(names)}, or a .toml file{nearest(recipe, names)}"
+            f"unknown recipe {recipe!r}: expected one of {', '.join(names)}, or a .toml file"
+            f"{nearest(recipe, names)}"
         )
     try:
         stages = tomllib.loads(path.read_text())

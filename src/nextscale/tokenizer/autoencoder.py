@@ -1,8 +1,8 @@
 """The VQGAN encoder and decoder: images to a map of features and back.
 
 Letters: B batch, C width of a code, H W pixels, h w latent cells; H = reduction * h.
-Special here: a level's place in `levels` is its resolution (0 is full), so that encoder and decoder levels of one number
-belong together; the decoder walks them backwards.
+Special here: a level's place in `levels` is its resolution (0 is full), so that encoder and decoder levels of
+one number belong together; the decoder walks them backwards.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the resolution; the padding is on the right and at the bottom only, as in the released weights."""
+    """Halve the resolution; the padding is right and below only, as the released weights expect."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

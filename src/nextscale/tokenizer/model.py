@@ -1,7 +1,8 @@
 """`Tokenizer`: images to a flat sequence of tokens, coarse to fine, and back.
 
 Letters: B batch, S scales, L tokens of all scales, V codes, C width of a code, H W pixels, h w latent cells.
-Special here: the quantiser runs in float32 whatever the autoencoder runs in, since one changed token changes all finer ones.
+Special here: the quantiser runs in float32 whatever the autoencoder runs in, since one changed token changes
+all finer ones.
 """
 
 from __future__ import annotations
@@ -57,13 +58,19 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images_BCHW: Tensor) -> Tensor:
-        """Images float (B, 3, H, W) in [-1, 1] -> tokens int64 (B, L) in [0, V). Raises ValueError for another size."""
+        """Images float (B, 3, H, W) in [-1, 1] -> tokens int64 (B, L) in [0, V).
+
+        Raises ValueError for another size.
+        """
         features = self.features(images_BCHW)
         with torch.autocast(features.device.type, enabled=False):
             return self.quantizer.encode(features.float())
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
-        """Tokens int64 (B, L) -> images float (B, 3, H, W) in [-1, 1]. Raises ValueError for another number of tokens."""
+        """Tokens int64 (B, L) -> images float (B, 3, H, W) in [-1, 1].
+
+        Raises ValueError for another number of tokens.
+        """
         return self.decode_features(self._maps(tokens_BL)[-1])
 
     def decode_each_scale(self, tokens_BL: Tensor) -> Iterator[Tensor]:
@@ -76,13 +83,15 @@ class Tokenizer(nn.Module):
         return self.decoder(self.post_quant(features_BChw)).clamp(-1, 1)
 
     def teacher_inputs(self, tokens_BL: Tensor) -> Tensor:
-        """Tokens (B, L) -> what a prior reads for the scales after the first: float32 (B, L - T of the first, C)."""
+        """Tokens (B, L) -> what a prior reads for the scales after the first: float32 (B, L - T of the first,
+        C).
+        """
         self._check_tokens(tokens_BL)
         with torch.autocast(tokens_BL.device.type, enabled=False):
             return self.quantizer.teacher_inputs(tokens_BL)
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Quantized]:
-        """Reconstruct with gradients, for training: the images before clamping, and what the quantiser did."""
+        """Reconstruct with gradients: the images before clamping, and what the quantiser did."""
         features = self.features(images_BCHW)
         with torch.autocast(features.device.type, enabled=False):
             quantized = self.quantizer(features.float())
@@ -100,4 +109,6 @@ class Tokenizer(nn.Module):
                 f"expected tokens int64 (B, {num_tokens}), given {tokens_BL.dtype} {tuple(tokens_BL.shape)}"
             )
         if tokens_BL.numel() and not 0 <= int(tokens_BL.min()) <= int(tokens_BL.max()) < vocab_size:
-            raise ValueError(f"tokens must lie in [0, {vocab_size}), given {tokens_BL.min()}..{tokens_BL.max()}")
+            raise ValueError(
+                f"tokens must lie in [0, {vocab_size}), given {tokens_BL.min()}..{tokens_BL.max()}"
+            )

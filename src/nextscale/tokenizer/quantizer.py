@@ -1,8 +1,9 @@
 """Multi-scale residual vector quantisation (paper, section 3.2, algorithms 1 and 2), always in float32.
 
-Letters: B batch, S scales, L tokens of all scales, T tokens of one scale, V codes, C width of a code, h w latent cells.
-Special here: there is one loop, `walk`. Encoding, decoding, teacher inputs, training and generation differ only in how the
-code vectors of a scale are chosen, which is the function that they hand to it; so they cannot disagree.
+Letters: B batch, S scales, L tokens of all scales, T tokens of one scale, V codes, C width of a code, h w
+    latent cells. Special here: there is one loop, `walk`. Encoding, decoding, teacher inputs, training and
+    generation differ only in how the code vectors of a scale are chosen, which is the function that they hand
+    to it; so they cannot disagree.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.settings import QuantizerSettings
 
-#: Chooses the code vectors (B, T, C) of a scale, given its number and the map (B, C, h, w) accumulated so far.
+#: Chooses the code vectors (B, T, C) of a scale, given its number and the map (B, C, h, w) so far.
 ChooseCodes = Callable[[int, Tensor], Tensor]
 
 
@@ -56,7 +57,11 @@ class MultiScaleQuantizer(nn.Module):
                 f"phi_of_scale {self.phi_of_scale} must name one of {num_phis} phis for each of "
                 f"{schedule.num_scales} scales"
             )
-        self.codebook = nn.Embedding(settings.vocab_size, settings.code_dim)
+        # nn.Embedding's own filling costs seconds of imports on the meta device, where models are loaded
+        codes = torch.empty(settings.vocab_size, settings.code_dim)
+        self.codebook = nn.Embedding.from_pretrained(codes, freeze=False)
+        if not codes.is_meta:
+            nn.init.normal_(self.codebook.weight)
         self.phis = nn.ModuleList(Phi(settings.code_dim, settings.phi_ratio) for _ in range(num_phis))
 
     def walk(self, choose: ChooseCodes, batch: int) -> Iterator[Tensor]:
@@ -79,7 +84,10 @@ class MultiScaleQuantizer(nn.Module):
             yield accumulated
 
     def resize_to(self, scale: int, map_BChw: Tensor) -> Tensor:
-        """Average (B, C, h, w) over the cells of a scale: (B, T, C). The prior reads its finer scales through this."""
+        """Average (B, C, h, w) over the cells of a scale: (B, T, C).
+
+        The prior reads its finer scales through this.
+        """
         size = self.schedule.sizes[scale]
         if size != self.schedule.latent_size:
             map_BChw = F.interpolate(map_BChw, size=size, mode="area")
@@ -103,7 +111,9 @@ class MultiScaleQuantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, features_BChw: Tensor) -> Tensor:
-        """Features float32 (B, C, h, w) -> tokens int64 (B, L), each scale coding what the coarser ones left over."""
+        """Features float32 (B, C, h, w) -> tokens int64 (B, L), each scale coding what the coarser ones left
+        over.
+        """
         parts: list[Tensor] = []
 
         def choose(scale: int, accumulated: Tensor) -> Tensor:
@@ -115,10 +125,16 @@ class MultiScaleQuantizer(nn.Module):
         return self.schedule.join(parts)
 
     def teacher_inputs(self, tokens_BL: Tensor) -> Tensor:
-        """What the prior reads for the scales after the first: (B, L) -> float32 (B, L - T of the first scale, C)."""
+        """What the prior reads for the scales after the first: (B, L) -> float32 (B, L - T of the first
+        scale, C).
+        """
         maps = list(self.maps(tokens_BL))[:-1]
         inputs = [self.resize_to(scale, map_BChw) for scale, map_BChw in enumerate(maps, start=1)]
-        return torch.cat(inputs, dim=1) if inputs else self.codebook.weight.new_zeros(len(tokens_BL), 0, self.code_dim)
+        return (
+            torch.cat(inputs, dim=1)
+            if inputs
+            else self.codebook.weight.new_zeros(len(tokens_BL), 0, self.code_dim)
+        )
 
     @property
     def code_dim(self) -> int:
@@ -141,5 +157,8 @@ class MultiScaleQuantizer(nn.Module):
         num_scales = self.schedule.num_scales
         straight_through = features_BChw + (accumulated.detach() - fixed)
         return Quantized(
-            straight_through, self.schedule.join(parts), codebook_loss / num_scales, commitment_loss / num_scales
+            straight_through,
+            self.schedule.join(parts),
+            codebook_loss / num_scales,
+            commitment_loss / num_scales,
         )

@@ -10,7 +10,9 @@ class AutoencoderSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     base_dim: int = Field(160, ge=1, description="channels at full resolution")
-    multipliers: tuple[int, ...] = Field((1, 1, 2, 2, 4), min_length=1, description="channels per level / base_dim")
+    multipliers: tuple[int, ...] = Field(
+        (1, 1, 2, 2, 4), min_length=1, description="channels per level / base_dim"
+    )
     num_res_blocks: int = Field(2, ge=1, description="residual blocks per level (the decoder has one more)")
     norm_groups: int = Field(32, ge=1, description="groups of every GroupNorm")
     attention: bool = Field(True, description="self-attention at the lowest resolution and in the middle")
@@ -39,9 +41,15 @@ class QuantizerSettings(BaseModel):
     vocab_size: int = Field(4096, ge=2, description="number of codes, V")
     code_dim: int = Field(32, ge=1, description="width of a code vector, C")
     num_phis: int = Field(4, ge=0, description="smoothing convolutions: 1 shared, n nearest, 0 one per scale")
-    phi_ratio: float = Field(0.5, ge=0, le=1, description="share of the convolution in phi(x) = (1-r) x + r conv(x)")
-    unit_codes: bool = Field(False, description="compare directions, not distances, when looking for the nearest code")
-    phi_of_scale: tuple[int, ...] | None = Field(None, description="phi per scale; None: the nearest, as released")
+    phi_ratio: float = Field(
+        0.5, ge=0, le=1, description="share of the convolution in phi(x) = (1-r) x + r conv(x)"
+    )
+    unit_codes: bool = Field(
+        False, description="compare directions, not distances, when looking for the nearest code"
+    )
+    phi_of_scale: tuple[int, ...] | None = Field(
+        None, description="phi per scale; None: the nearest, as released"
+    )
 
 
 class TokenizerSettings(BaseModel):

@@ -1,4 +1,6 @@
-"""Training the small classifier: cross-entropy with smoothed labels, random shifts, mirror images and a cut-out square."""
+"""Training the small classifier: cross-entropy with smoothed labels, random shifts, mirror images and a cut-
+out square.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from nextscale.data.loader import Batch, evaluation_batches, training_batches
 from nextscale.data.sources import Source
+from nextscale.distributed import place
 from nextscale.features.classifier import Classifier, save_classifier
 from nextscale.pixels import to_model
 from nextscale.train.settings import ClassifierRun
@@ -20,24 +23,33 @@ from nextscale.train.settings import ClassifierRun
 class ClassifierTask:
     """See `nextscale.train.task.Task`."""
 
-    no_decay = ()
+    no_decay: tuple[str, ...] = ()
 
-    def __init__(self, run: ClassifierRun, *, source: Source, validation: Source, device: torch.device) -> None:
+    def __init__(
+        self, run: ClassifierRun, *, source: Source, validation: Source, device: torch.device
+    ) -> None:
         self.run, self.source, self.validation, self.device = run, source, validation, device
         settings = run.classifier.model_copy(update={"class_names": source.class_names})
         self.size = (settings.image_size, settings.image_size)
-        self.module = Classifier(settings).to(device, memory_format=torch.channels_last)
+        self.module = place(Classifier(settings), device)
 
     def batches(self, steps: range) -> Iterator[Batch]:
         loop = self.run.loop
         return training_batches(
-            self.source, self.run.data, size=self.size, batch_size=loop.batch_size, seed=loop.seed, steps=steps
+            self.source,
+            self.run.data,
+            size=self.size,
+            batch_size=loop.batch_size,
+            seed=loop.seed,
+            steps=steps,
         )
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch.items.to(self.device, memory_format=torch.channels_last)
         uniforms = batch.uniforms_BR.to(self.device)
-        images = cut_out(shift(images, uniforms[:, :2], self.run.max_shift), uniforms[:, 2:4], self.run.cut_out)
+        images = cut_out(
+            shift(images, uniforms[:, :2], self.run.max_shift), uniforms[:, 2:4], self.run.cut_out
+        )
         labels = batch.labels_B.to(self.device)
         logits = self.module(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.run.label_smoothing)
@@ -51,7 +63,9 @@ class ClassifierTask:
         module.eval()
         right = [
             (module(to_model(pixels).to(self.device)).argmax(dim=1).cpu().numpy() == labels)
-            for pixels, labels in evaluation_batches(self.validation, size=self.size, batch_size=100, limit=limit)
+            for pixels, labels in evaluation_batches(
+                self.validation, size=self.size, batch_size=100, limit=limit
+            )
         ]
         return {"accuracy": float(numpy.concatenate(right).mean())}
 

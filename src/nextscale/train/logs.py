@@ -1,4 +1,6 @@
-"""The log of a run: one JSON line per record, the same numbers for TensorBoard, and the curves as a PNG at the end."""
+"""The log of a run: one JSON line per record, the same numbers for TensorBoard, and the curves as a PNG at
+the end.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ class RunLog:
 
     def write(self, kind: str, step: int, numbers: dict[str, float]) -> None:
         """One record: ``kind`` is train, evaluate or event."""
-        record = {"kind": kind, "step": step, **{name: float(f"{value:.6g}") for name, value in numbers.items()}}
+        record = {
+            "kind": kind,
+            "step": step,
+            **{name: float(f"{value:.6g}") for name, value in numbers.items()},
+        }
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
         if self.writer is not None:
@@ -48,7 +54,7 @@ def _tensorboard(folder: Path, first_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:  # extra `train` is not installed; the JSON lines hold the same numbers
         return None
-    return SummaryWriter(str(folder), purge_step=first_step)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=first_step)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -63,7 +69,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(log: Path, picture: Path) -> None:
-    """One small plot per logged number, training and validation together. Needs matplotlib (extra ``eval``)."""
+    """One small plot per logged number, training and validation together.
+
+    Needs matplotlib (extra ``eval``).
+    """
     try:
         import matplotlib
 
@@ -81,10 +90,17 @@ def draw_curves(log: Path, picture: Path) -> None:
         return
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False, layout="constrained"
+    )
     for axis, name in zip(axes.flat, names, strict=False):
         for kind, points in series[name].items():
-            axis.plot(*zip(*points, strict=True), label=kind, linewidth=1, marker="." if kind == "evaluate" else None)
+            axis.plot(
+                *zip(*points, strict=True),
+                label=kind,
+                linewidth=1,
+                marker="." if kind == "evaluate" else None,
+            )
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=7)

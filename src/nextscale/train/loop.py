@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nextscale import checkpoint
+from nextscale.data.loader import Batch
 from nextscale.train import saving
 from nextscale.train.ema import averaged_copy, update_average
 from nextscale.train.logs import RunLog, draw_curves
@@ -77,7 +78,9 @@ def train(
     """
     optimizer = build_optimizer(task.module, optimizer_settings, no_decay=task.no_decay)
     average = averaged_copy(task.module)
-    first, complaints = saving.restore(folder / "checkpoints", task=task, average=average, optimizer=optimizer)
+    first, complaints = saving.restore(
+        folder / "checkpoints", task=task, average=average, optimizer=optimizer
+    )
     for complaint in complaints:
         say(f"checkpoint passed over: {complaint}")
     if first:
@@ -98,7 +101,9 @@ def train(
         totals: dict[str, Tensor] = {}
         last_record, since = time.perf_counter(), first
         for step, batch in enumerate(task.batches(range(first, loop.num_steps)), start=first):
-            rate = learning_rate(optimizer_settings, step, num_steps=loop.num_steps, batch_size=loop.batch_size)
+            rate = learning_rate(
+                optimizer_settings, step, num_steps=loop.num_steps, batch_size=loop.batch_size
+            )
             decay = weight_decay(optimizer_settings, step, num_steps=loop.num_steps)
             set_rates(optimizer, lr=rate, weight_decay=decay)
             numbers = _step(task, batch, optimizer, loop=loop, clip_norm=optimizer_settings.clip_norm)
@@ -110,20 +115,33 @@ def train(
             if done % loop.log_every == 0 or done == loop.num_steps:
                 now = time.perf_counter()
                 record = _means(totals, done - since)
-                record |= {"lr": rate, "images_per_second": (done - since) * loop.batch_size / (now - last_record)}
+                record |= {
+                    "lr": rate,
+                    "images_per_second": (done - since) * loop.batch_size / (now - last_record),
+                }
                 log.write("train", done, record)
                 bar.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
                 totals, last_record, since = {}, now, done
             if done % loop.save_every == 0 and done < loop.num_steps:
                 saving.save(
-                    folder / "checkpoints", step=done, task=task, average=average, optimizer=optimizer, keep=loop.keep
+                    folder / "checkpoints",
+                    step=done,
+                    task=task,
+                    average=average,
+                    optimizer=optimizer,
+                    keep=loop.keep,
                 )
             if done % loop.evaluate_every == 0 and done < loop.num_steps:
                 look(done, log, loop.evaluate_images)
                 last_record, since, totals = time.perf_counter(), done, {}
         bar.close()
         saving.save(
-            folder / "checkpoints", step=loop.num_steps, task=task, average=average, optimizer=optimizer, keep=loop.keep
+            folder / "checkpoints",
+            step=loop.num_steps,
+            task=task,
+            average=average,
+            optimizer=optimizer,
+            keep=loop.keep,
         )
         task.export(average, folder / "model")
         scores = look(loop.num_steps, log, None)
@@ -131,7 +149,9 @@ def train(
     return scores
 
 
-def _step(task: Task, batch: Any, optimizer: torch.optim.Optimizer, *, loop: LoopSettings, clip_norm: float) -> dict[str, Tensor]:  # fmt: skip
+def _step(
+    task: Task, batch: Batch, optimizer: torch.optim.Optimizer, *, loop: LoopSettings, clip_norm: float
+) -> dict[str, Tensor]:
     """Forward, backward, clip, update. Returns what to log."""
     parameters = list(task.module.parameters())
     device = parameters[0].device.type

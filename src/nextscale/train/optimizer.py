@@ -1,7 +1,7 @@
 """Which parameters decay, and one optimizer step.
 
-Special here: the groups cover every parameter exactly once. Matrices and kernels decay; biases, norms, gates, learned scales
-and embeddings do not (field practice of the released models).
+Special here: the groups cover every parameter exactly once. Matrices and kernels decay; biases, norms, gates,
+learned scales and embeddings do not (field practice of the released models).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ def decays(name: str, parameter: Tensor, no_decay: Iterable[str]) -> bool:
     return parameter.ndim >= 2 and not any(part in name for part in no_decay)
 
 
-def build_optimizer(module: nn.Module, settings: OptimizerSettings, *, no_decay: Iterable[str]) -> torch.optim.AdamW:
+def build_optimizer(
+    module: nn.Module, settings: OptimizerSettings, *, no_decay: Iterable[str]
+) -> torch.optim.AdamW:
     """AdamW over all parameters of a module, in two groups: decayed, spared."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     spared = tuple(no_decay)
@@ -48,12 +50,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
     }
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
     """The inverse of `optimizer_tensors`."""
     numbers = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     state: dict[int, dict[str, Any]] = {}
     parameters = dict(module.named_parameters())
     for key, value in tensors.items():
         name, entry = key.rsplit("|", 1)
-        state.setdefault(numbers[id(parameters[name])], {})[entry] = value
+        parameter = parameters[name]
+        if value.shape == parameter.shape:  # the fused step walks over memory, so both must be laid out alike
+            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+        state.setdefault(numbers[id(parameter)], {})[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -30,14 +30,28 @@ _PICTURE_CLASSES, _PICTURE_PER_CLASS = 10, 8
 class PriorTask:
     """See `nextscale.train.task.Task`."""
 
-    no_decay = ("position", "class_embedding", "level_embedding", "log_scale", "modulation_offset")
+    no_decay: tuple[str, ...] = (
+        "position",
+        "class_embedding",
+        "level_embedding",
+        "log_scale",
+        "modulation_offset",
+    )
 
     def __init__(
         self, run: PriorRun, *, source: Source, validation: Source, device: torch.device, folder: Path
     ) -> None:
-        self.run, self.source, self.validation, self.device, self.folder = run, source, validation, device, folder
+        self.run, self.source, self.validation, self.device, self.folder = (
+            run,
+            source,
+            validation,
+            device,
+            folder,
+        )
         if not run.tokenizer_from:
-            raise ValueError("no tokenizer given: set --tokenizer_from to the model folder of a trained tokenizer")
+            raise ValueError(
+                "no tokenizer given: set --tokenizer_from to the model folder of a trained tokenizer"
+            )
         home = find_model(run.tokenizer_from)
         base = read_settings(home)
         self.tokenizer = load_tokenizer(home, base).to(device)
@@ -48,9 +62,10 @@ class PriorTask:
                 "sampling": run.sampling,
             }
         )  # fmt: skip
-        if run.sampling.top_k > base.tokenizer.quantizer.vocab_size:
+        vocab_size = base.tokenizer.quantizer.vocab_size
+        if run.sampling.top_k > vocab_size:
             raise ValueError(
-                f"sampling.top_k {run.sampling.top_k} exceeds the tokenizer's {base.tokenizer.quantizer.vocab_size} codes"
+                f"sampling.top_k {run.sampling.top_k} exceeds the {vocab_size} codes of the tokenizer"
             )
         self.module = build_prior(self.settings).to(device)
 
@@ -62,12 +77,14 @@ class PriorTask:
                 self._all_tokens(), labels_N, batch_size=loop.batch_size, seed=loop.seed, steps=steps
             )
         return training_batches(
-            self.source, self.run.data, size=self.tokenizer.image_size, batch_size=loop.batch_size, seed=loop.seed,
-            steps=steps,
+            self.source, self.run.data, size=self.tokenizer.image_size, batch_size=loop.batch_size,
+            seed=loop.seed, steps=steps,
         )  # fmt: skip
 
     def _all_tokens(self) -> Tensor:
-        """Tokens int32 (N, L) of the center crop of every training image, kept beside the run for the next start."""
+        """Tokens int32 (N, L) of the center crop of every training image, kept beside the run for the next
+        start.
+        """
         path, wanted = self.folder / "tokens.safetensors", f"tokens of {self.tokenizer_digest}"
         if path.exists():
             kept = checkpoint.read_tensors(path)
@@ -125,4 +142,3 @@ class PriorTask:
     def export(self, module: nn.Module, folder: Path) -> None:
         assert isinstance(module, NextScalePrior)
         Generator(self.settings, self.tokenizer, module).save(folder)
-

@@ -44,9 +44,7 @@ def train_run(
     claim_folder(folder, run.model_dump(mode="json"))
     count = sum(parameter.numel() for parameter in task.module.parameters())
     say(f"{len(source.labels)} images of {len(source.class_names)} classes, {count:,} parameters, on {place}")
-    return train(
-        task, folder, loop=run.loop, optimizer_settings=run.optimizer, say=say, progress=progress
-    )
+    return train(task, folder, loop=run.loop, optimizer_settings=run.optimizer, say=say, progress=progress)
 
 
 def _open(data: DataSettings) -> tuple[Source, Source]:
@@ -56,14 +54,18 @@ def _open(data: DataSettings) -> tuple[Source, Source]:
     validation = open_source(data.validation)
     if validation.class_names != source.class_names:
         raise ValueError(
-            f"{data.validation} has {len(validation.class_names)} classes ({', '.join(validation.class_names[:3])}...), "
-            f"{data.source} has {len(source.class_names)}: both must have the same ones"
+            f"{data.validation} has other classes ({', '.join(validation.class_names[:3])}...) than "
+            f"{data.source} ({', '.join(source.class_names[:3])}...): both must have the same ones"
         )
     return source, validation
 
 
 def _build(
-    run: TokenizerRun | PriorRun | ClassifierRun, source: Source, validation: Source, device: torch.device, folder: Path
+    run: TokenizerRun | PriorRun | ClassifierRun,
+    source: Source,
+    validation: Source,
+    device: torch.device,
+    folder: Path,
 ) -> Task:
     if isinstance(run, TokenizerRun):
         return TokenizerTask(run, source=source, validation=validation, device=device)

@@ -1,4 +1,6 @@
-"""Checkpoints of a run: whole folders with digests, newest last; a damaged one is passed over for the one before."""
+"""Checkpoints of a run: whole folders with digests, newest last; a damaged one is passed over for the one
+before.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def save(
 def restore(
     folder: Path, *, task: Task, average: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, list[str]]:
-    """Load the newest whole checkpoint: the number of finished steps (0 when there is none), and what was passed over."""
+    """Load the newest whole checkpoint: the number of finished steps (0 when there is none), and what was
+    passed over.
+    """
     complaints: list[str] = []
     for place in reversed(_steps(folder)):
         try:
@@ -43,7 +47,9 @@ def restore(
         checkpoint.load_into(
             task.module, checkpoint.read_tensors(place / "module.safetensors"), source=str(place)
         )
-        checkpoint.load_into(average, checkpoint.read_tensors(place / "average.safetensors"), source=str(place))
+        checkpoint.load_into(
+            average, checkpoint.read_tensors(place / "average.safetensors"), source=str(place)
+        )
         load_optimizer(optimizer, task.module, checkpoint.read_tensors(place / "optimizer.safetensors"))
         task.load_state(checkpoint.read_tensors(place / "task.safetensors"))
         return int(json.loads((place / "state.json").read_text())["step"]), complaints

@@ -24,7 +24,9 @@ class OptimizerSettings(BaseModel):
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's averages")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     weight_decay: float = Field(0.05, ge=0, description="on matrices and kernels only")
-    final_weight_decay: float | None = Field(None, ge=0, description="where a cosine takes it; None: constant")
+    final_weight_decay: float | None = Field(
+        None, ge=0, description="where a cosine takes it; None: constant"
+    )
     warmup_share: float = Field(0.02, ge=0, lt=1, description="share of the steps that warms up")
     warmup_start: float = Field(0.005, ge=0, le=1, description="first learning rate / peak")
     hold_share: float = Field(0.05, ge=0, lt=1, description="share of the later steps that stays at the peak")
@@ -40,11 +42,17 @@ class LoopSettings(BaseModel):
     batch_size: int = Field(64, ge=1, description="images per step")
     num_steps: int = Field(1000, ge=1, description="steps of the whole run; the schedule is laid over them")
     seed: int = Field(0, ge=0, description="of the initial weights and of every random choice")
-    precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the forward pass; weights stay float32")
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="averaging of the weights that are evaluated and shipped")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="of the forward pass; weights stay float32"
+    )
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="averaging of the weights that are evaluated and shipped"
+    )
     log_every: int = Field(50, ge=1, description="between records of the log")
     evaluate_every: int = Field(1000, ge=1, description="between evaluations and sample pictures")
-    evaluate_images: int = Field(2000, ge=1, description="validation images per evaluation; the last one uses all")
+    evaluate_images: int = Field(
+        2000, ge=1, description="validation images per evaluation; the last one uses all"
+    )
     save_every: int = Field(500, ge=1, description="between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints to keep")
 
@@ -57,7 +65,9 @@ class TokenizerLosses(BaseModel):
     l2: float = Field(1.0, ge=0, description="mean squared error of pixels")
     codebook: float = Field(1.0, ge=0, description="codes towards features")
     commitment: float = Field(0.25, ge=0, description="features towards codes")
-    reset_after: int = Field(50, ge=0, description="steps without use after which a code is put elsewhere; 0: never")
+    reset_after: int = Field(
+        50, ge=0, description="steps without use after which a code is put elsewhere; 0: never"
+    )
 
 
 class TokenizerRun(BaseModel):
@@ -76,7 +86,9 @@ class PriorRun(BaseModel):
     """Everything that decides the training of a prior."""
 
     model_config = _FROZEN
-    tokenizer_from: str = Field("", description="model folder that holds the tokenizer, as train tokenizer leaves it")
+    tokenizer_from: str = Field(
+        "", description="model folder that holds the tokenizer, as train tokenizer leaves it"
+    )
     prior: PriorSettings
     data: DataSettings = DataSettings()
     cache_tokens: bool = Field(False, description="encode every image once and keep the tokens in memory")

@@ -15,8 +15,12 @@ from nextscale.data.loader import Batch
 class Task(Protocol):
     """A module, its data and its loss."""
 
-    module: nn.Module
     no_decay: tuple[str, ...]  #: parts of the names of parameters that are spared from weight decay
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained."""
+        ...
 
     def batches(self, steps: range) -> Iterator[Batch]:
         """The batches of these steps."""

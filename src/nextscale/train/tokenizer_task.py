@@ -1,6 +1,7 @@
 """Training the tokenizer: reconstruction, codebook and commitment losses, and moving codes that nobody uses.
 
-Letters: B batch, S scales, L tokens of all scales, T tokens of one scale, V codes, C width of a code, h w latent cells.
+Letters: B batch, S scales, L tokens of all scales, T tokens of one scale, V codes, C width of a code, h w
+    latent cells.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 
 from nextscale.data.loader import Batch, evaluation_batches, training_batches
 from nextscale.data.sources import Source
-
+from nextscale.distributed import place
 from nextscale.evaluate.reconstruction import reconstruction_scores
 from nextscale.generate.folder import save_model
-from nextscale.pixels import side_by_side, to_model, to_uint8
 from nextscale.generate.settings import ModelSettings
+from nextscale.pixels import side_by_side, to_model, to_uint8
 from nextscale.rng import step_generator
 from nextscale.tokenizer.model import Tokenizer
 from nextscale.train.settings import TokenizerRun
@@ -29,19 +30,21 @@ _PICTURE_IMAGES = 32
 class TokenizerTask:
     """See `nextscale.train.task.Task`."""
 
-    no_decay = ("codebook",)
+    no_decay: tuple[str, ...] = ("codebook",)
 
-    def __init__(self, run: TokenizerRun, *, source: Source, validation: Source, device: torch.device) -> None:
+    def __init__(
+        self, run: TokenizerRun, *, source: Source, validation: Source, device: torch.device
+    ) -> None:
         self.run, self.source, self.validation, self.device = run, source, validation, device
-        self.module = Tokenizer(run.tokenizer, run.schedule).to(device, memory_format=torch.channels_last)
+        self.module = place(Tokenizer(run.tokenizer, run.schedule), device)
         _start_small(self.module)
         self.idle_steps_V = torch.zeros(run.tokenizer.quantizer.vocab_size, dtype=torch.int64, device=device)
 
     def batches(self, steps: range) -> Iterator[Batch]:
         loop = self.run.loop
         return training_batches(
-            self.source, self.run.data, size=self.module.image_size, batch_size=loop.batch_size, seed=loop.seed,
-            steps=steps,
+            self.source, self.run.data, size=self.module.image_size, batch_size=loop.batch_size,
+            seed=loop.seed, steps=steps,
         )  # fmt: skip
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -58,8 +61,8 @@ class TokenizerTask:
         )
         self._watch_codes(quantized.tokens_BL)
         numbers = {
-            "l1": l1, "l2": l2, "codebook_loss": quantized.codebook_loss, "commitment_loss": quantized.commitment_loss,
-            "idle_codes": (self.idle_steps_V > 0).sum(),
+            "l1": l1, "l2": l2, "codebook_loss": quantized.codebook_loss,
+            "commitment_loss": quantized.commitment_loss, "idle_codes": (self.idle_steps_V > 0).sum(),
         }  # fmt: skip
         return loss, numbers
 
@@ -113,5 +116,6 @@ class TokenizerTask:
 def _start_small(tokenizer: Tokenizer) -> None:
     """Codes of about the size of the features, so that the first steps find a use for all of them."""
     nn.init.normal_(tokenizer.quantizer.codebook.weight, std=0.3)
-    for phi in tokenizer.quantizer.phis:
-        nn.init.zeros_(phi.bias)
+    for name, parameter in tokenizer.quantizer.phis.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
