@@ -1,7 +1,7 @@
 """Tiny models with weights that matter, and slow references that know nothing of caches, batches or sorting.
 
-Special here: fresh weights of a prior are nearly silent (tiny head, small gates), so every sample would look the
-same whatever the code did. These are drawn large: tokens depend on labels, seeds, places and coarser scales.
+Special here: fresh weights of a prior are nearly silent (tiny head, small gates): samples would look the same
+whatever the code did. These are drawn large: tokens depend on labels, seeds, places and coarser scales.
 
 Letters: B batch, L tokens of all scales, T tokens of one scale, V codes.
 """

@@ -37,7 +37,7 @@ def test_nothing_outside_changes_the_numbers() -> None:
 
 
 def test_the_numbers_stay_what_they_are_between_versions() -> None:
-    """A seed is a promise: these were drawn with numpy 2.4 and must never change."""
+    """A seed is a promise: numpy 1.26 and 2.4 draw these, and that must never change."""
     assert rng.token_uniforms(0, 3).tolist() == TOKEN_UNIFORMS
     assert rng.epoch_order(0, 0, 8).tolist() == EPOCH_ORDER
 

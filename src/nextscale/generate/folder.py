@@ -16,6 +16,8 @@ from nextscale.tokenizer.model import Tokenizer
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
+_FILES = {"config.json", "tokenizer.safetensors", "prior.safetensors", "README.md"}
+
 
 def save_model(
     folder: Path, settings: ModelSettings, *, tokenizer: Tokenizer, prior: NextScalePrior | None = None,
@@ -26,9 +28,8 @@ def save_model(
     Raises:
         ValueError: the folder exists and holds something that is no model.
     """
-    if folder.is_file() or (
-        folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir())
-    ):
+    present = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
+    if folder.is_file() or (present and not {"config.json"} <= present <= _FILES):
         raise ValueError(f"{folder} exists and holds other files: give another folder")
     quantizer = settings.tokenizer.quantizer.model_copy(
         update={"phi_of_scale": tokenizer.quantizer.phi_of_scale}

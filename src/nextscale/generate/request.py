@@ -6,9 +6,11 @@ Letters: B batch.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -79,7 +81,7 @@ def build_request(
     """
     if isinstance(labels, str) or isinstance(seeds, str):
         raise ValueError("labels and seeds are lists, for example labels=[3, 'frog'], seeds=[0, 1]")
-    if len(labels) != len(seeds) or not labels:
+    if len(labels) != len(seeds) or len(labels) == 0:  # arrays too
         raise ValueError(
             f"{len(labels)} labels and {len(seeds)} seeds: give one of each per image, at least one"
         )
@@ -112,13 +114,14 @@ def _spread(
     above: bool = False,
 ) -> list[float]:  # fmt: skip
     """One checked value per image; ``above`` excludes ``low`` itself."""
-    values = [given] * count if isinstance(given, (int, float)) else list(given)
+    values = [given] * count if isinstance(given, (int, float, numpy.number)) else list(given)
     if len(values) != count:
         raise ValueError(
             f"{len(values)} values of {name} for {count} images: give one for all, or one per image"
         )
     for value in values:
-        if not (low < value if above else low <= value) or not value <= high:
-            bound = f"{low:g}" if not above else f"more than {low:g}"
-            raise ValueError(f"{name} {value!r} is out of range: expected {bound} to {high:g}")
+        if not (low < value if above else low <= value) or not value <= high or math.isinf(value):
+            bound = f"more than {low:g}" if above else f"{low:g} or more"
+            most = f"at most {high:g}" if math.isfinite(high) else "finite"
+            raise ValueError(f"{name} {value!r} is out of range: expected {bound}, {most}")
     return values

@@ -52,7 +52,9 @@ class MultiScaleQuantizer(nn.Module):
         self.phi_of_scale = settings.phi_of_scale or (
             schedule.phi_of_scale(num_phis) if settings.num_phis else tuple(range(schedule.num_scales))
         )
-        if len(self.phi_of_scale) != schedule.num_scales or not 0 <= max(self.phi_of_scale) < num_phis:
+        if len(self.phi_of_scale) != schedule.num_scales or not all(
+            0 <= phi < num_phis for phi in self.phi_of_scale
+        ):
             raise ValueError(
                 f"phi_of_scale {self.phi_of_scale} must name one of {num_phis} phis for each of "
                 f"{schedule.num_scales} scales"
