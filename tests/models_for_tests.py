@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from nextscale.generate.folder import build_prior
@@ -149,3 +152,18 @@ def slow_sample(
             chances = slow_filter(logits[place].tolist(), top_k=top_k, top_p=top_p, temperature=temperature)
             tokens[0, place] = slow_draw(chances, uniforms[place])
     return tokens
+
+
+def picture(seed: int, size: tuple[int, int]) -> Image.Image:
+    """Soft blobs of colour, as smooth as a photograph; ``size`` is (height, width)."""
+    coarse = numpy.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=numpy.uint8)
+    return Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)
+
+
+def write_pictures(folder: Path, count: int, size: tuple[int, int], *, num_classes: int) -> Path:
+    """PNG files of different pictures, in one folder per class."""
+    for index in range(count):
+        home = folder / f"class {index % num_classes:02d}"
+        home.mkdir(parents=True, exist_ok=True)
+        picture(index, size).save(home / f"{index:03d}.png")
+    return folder

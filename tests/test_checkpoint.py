@@ -50,8 +50,10 @@ def test_new_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "model"
     for content in ("first", "second"):
         with checkpoint.new_folder(target) as place:
-            (place / content).write_text(content)
+            (place / content).mkdir()
+            (place / content / "file").write_text(content)
     assert os.listdir(target) == ["second"]
+    assert (target / "second" / "file").read_text() == "second"
     assert os.listdir(target.parent) == ["model"]
     assert target.stat().st_mode & 0o777 == 0o755
 

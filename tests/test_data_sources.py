@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from images import MemorySource, encoded, noise
 from nextscale.data.sources import FolderSource, ParquetSource, Subset, hold_out, open_source
 from nextscale.data.transforms import decode_image
+
+IMAGE = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
 
 
 def _save(path: Path, seed: int = 0) -> None:
@@ -80,20 +83,12 @@ def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(open_source("~/pictures").labels) == 1
 
 
-def _table(
-    labels: Any, *, names: list[str] | None = None, count: int | None = None, chunks: int = 1
-) -> pyarrow.Table:
-    labels = labels if isinstance(labels, pyarrow.Array) else pyarrow.array(labels)
+def _table(labels: Any, *, names: list[str] | None = None) -> pyarrow.Table:
     rows = [{"bytes": encoded(noise(i)), "path": f"{i}.png"} for i in range(len(labels))]
-    images = pyarrow.array(
-        rows, type=pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    )
-    table = pyarrow.table({"img": images, "label": labels})
+    table = pyarrow.table({"img": pyarrow.array(rows, type=IMAGE), "label": pyarrow.array(labels)})
     if names is not None:
         features = {"label": {"names": names, "_type": "ClassLabel"}, "img": {"_type": "Image"}}
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    if chunks > 1:
-        table = pyarrow.concat_tables([table] * chunks)
     return table
 
 
@@ -152,6 +147,13 @@ def test_what_is_no_parquet_file(tmp_path: Path) -> None:
         open_source(tmp_path / "some.parquet")
 
 
+def test_without_pyarrow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _write(_table([0]), tmp_path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"some\.parquet.*pip install 'nextscale\[train\]'"):
+        open_source(path)
+
+
 @pytest.mark.parametrize("gap", [None, {"bytes": None, "path": "a.png"}], ids=["row", "bytes"])
 def test_a_missing_image_is_refused_by_name(tmp_path: Path, gap: Any) -> None:
     table = _table([0, 1])
@@ -159,6 +161,20 @@ def test_a_missing_image_is_refused_by_name(tmp_path: Path, gap: Any) -> None:
     source = open_source(_write(table.set_column(0, "img", rows), tmp_path))
     with pytest.raises(ValueError, match=r"some\.parquet row 0 cannot be read"):
         decode_image(source.read(0), source.name(0))
+
+
+def test_parquet_beyond_the_reach_of_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns of more than 2 GiB come in chunks that cannot be put together."""
+    size = 2**28
+    buffers = [None, pyarrow.py_buffer(numpy.array([0, size], numpy.int32)), pyarrow.allocate_buffer(size)]
+    content = pyarrow.Array.from_buffers(pyarrow.binary(), 1, buffers)
+    image = pyarrow.StructArray.from_arrays([content, pyarrow.array([""])], fields=list(IMAGE))
+    large = [pyarrow.table({"img": image, "label": [0]})] * 9  # they share their memory
+    table = pyarrow.concat_tables([*large, _table([1])])
+    monkeypatch.setattr(pyarrow.parquet, "read_table", lambda path: table)
+    source = ParquetSource(tmp_path / "some.parquet")
+    assert source.labels.tolist() == [0] * 9 + [1]
+    assert source.read(9) == encoded(noise(0))
 
 
 def test_subset() -> None:

@@ -57,12 +57,19 @@ def parse_overrides(arguments: Sequence[str], model: type[BaseModel]) -> dict[st
         place = tree
         for parent in parents:
             place = place.setdefault(parent, {})
-        place[name] = json.loads(text) if _is_json(text) else text
+        place[name] = _read(path, text)
     return tree
 
 
-def _is_json(text: str) -> bool:
-    return text in ("true", "false", "null") or text.startswith("[")
+def _read(path: str, text: str) -> Any:
+    if text not in ("true", "false", "null") and not text.startswith("["):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"--{path} is given as {text!r}: not a list in JSON, such as [1, 2] ({error})"
+        ) from error
 
 
 def nearest(word: str, known: Sequence[str], mark: str = "") -> str:

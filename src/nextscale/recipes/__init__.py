@@ -43,5 +43,7 @@ def read_recipe(recipe: str, stage: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
     if stage not in stages:
         raise ValueError(f"recipe {recipe!r} has no stage {stage!r}: it has {', '.join(stages)}")
+    if not isinstance(stages[stage], dict):
+        raise ValueError(f"{path}: {stage} is {stages[stage]!r}: expected a table [{stage}]")
     tree: dict[str, Any] = stages[stage]
     return tree

@@ -19,6 +19,8 @@ from nextscale.features.classifier import Classifier, save_classifier
 from nextscale.pixels import to_model
 from nextscale.train.settings import ClassifierRun
 
+_WHITENING_IMAGES = 2000
+
 
 class ClassifierTask:
     """See `nextscale.train.task.Task`."""
@@ -31,7 +33,12 @@ class ClassifierTask:
         self.run, self.source, self.validation, self.device = run, source, validation, device
         settings = run.classifier.model_copy(update={"class_names": source.class_names})
         self.size = (settings.image_size, settings.image_size)
-        self.module = place(Classifier(settings), device)
+        classifier = Classifier(settings)
+        pixels, _ = next(
+            evaluation_batches(source, size=self.size, batch_size=_WHITENING_IMAGES, limit=_WHITENING_IMAGES)
+        )
+        classifier.whiten_stem(to_model(pixels))
+        self.module = place(classifier, device)
 
     def batches(self, steps: range) -> Iterator[Batch]:
         loop = self.run.loop

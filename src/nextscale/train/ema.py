@@ -20,4 +20,7 @@ def update_average(average: nn.Module, module: nn.Module, *, decay: float, step:
     targets = [parameter.detach() for parameter in module.parameters()]
     torch._foreach_lerp_(list(average.parameters()), targets, 1 - decay)
     for mine, given in zip(average.buffers(), module.buffers(), strict=True):
-        mine.copy_(given)
+        if mine.is_floating_point():  # running statistics belong to the averaged weights
+            mine.lerp_(given, 1 - decay)
+        else:
+            mine.copy_(given)

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from nextscale import checkpoint
+
 
 class RunLog:
     """Appends to ``log.jsonl`` and writes TensorBoard's files where that package is installed."""
@@ -36,7 +38,7 @@ class RunLog:
         """Drop records of steps that a resumed run is about to repeat."""
         if self.path.exists():
             kept = [record for record in read_log(self.path) if record["step"] <= step]
-            self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            checkpoint.write_file(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def __enter__(self) -> RunLog:
         return self

@@ -1,0 +1,322 @@
+"""The next-scale transformer: sizes from depth, who may look at whom, steps against the whole, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models_for_tests import SIZES, VOCAB, make_loud, prior_settings, random_generator
+from nextscale.prior.next_scale import NextScalePrior, drop_path_factors
+from nextscale.prior.settings import PriorSettings
+from nextscale.scales import ScaleSchedule
+
+SCHEDULE = ScaleSchedule(sizes=SIZES)
+WIDE = ScaleSchedule(sizes=((1, 2), (2, 3), (3, 5)))
+CODE_DIM, CLASSES = 6, 10
+KINDS: list[dict[str, Any]] = [
+    {"shared_adaln": shared, "unit_qk": unit} for shared in (False, True) for unit in (True, False)
+]
+
+
+def _prior(schedule: ScaleSchedule = SCHEDULE, *, loud: bool = True, **changes: Any) -> NextScalePrior:
+    prior = NextScalePrior(
+        prior_settings(**changes), schedule, vocab_size=VOCAB, code_dim=CODE_DIM, num_classes=CLASSES
+    )
+    if loud:
+        make_loud(prior)
+    return prior
+
+
+def _inputs(schedule: ScaleSchedule = SCHEDULE, batch: int = 3) -> tuple[Tensor, Tensor]:
+    length = schedule.num_tokens - schedule.num_cells[0]
+    return torch.tensor([1, 10, 4])[:batch], torch.randn(batch, length, CODE_DIM)
+
+
+# sizes
+
+
+def test_depth_decides_the_sizes() -> None:
+    for depth in (16, 20, 24, 30, 36):
+        settings = PriorSettings(depth=depth)
+        assert (settings.width, settings.heads) == (64 * depth, depth)
+        assert settings.drop_path_rate == pytest.approx(0.1 * depth / 24)
+    given = PriorSettings(depth=16, model_dim=96, num_heads=3, drop_path=0.0)
+    assert (given.width, given.heads, given.drop_path_rate) == (96, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("depth", "shared", "expected"),
+    [(16, False, 73_728), (20, False, 73_728), (24, False, 73_728), (30, False, 73_728), (36, True, 49_152)],
+)
+def test_parameters_grow_with_the_cube_of_depth(depth: int, shared: bool, expected: int) -> None:
+    """73,728 d^3, or 49,152 d^3 where blocks share their modulation; tables and head add a few percent."""
+    with torch.device("meta"):
+        prior = NextScalePrior(
+            PriorSettings(depth=depth, shared_adaln=shared),
+            ScaleSchedule.square([1, 2, 3, 4, 5, 6, 8, 10, 13, 16]),
+            vocab_size=4096, code_dim=32, num_classes=1000,
+        )  # fmt: skip
+    count = sum(parameter.numel() for parameter in prior.parameters())
+    assert 1 < count / (expected * depth**3) < 1.03
+
+
+def test_heads_that_do_not_divide_the_width() -> None:
+    with pytest.raises(ValueError, match="model_dim 32 is not divisible by num_heads 5"):
+        _prior(num_heads=5)
+
+
+def test_the_mlp_and_the_norm_follow_their_settings() -> None:
+    assert _prior(mlp_ratio=2.5).blocks[0].mlp.fc1.out_features == 80
+    labels, inputs = _inputs()
+    torch.manual_seed(1)
+    first = _prior(norm_eps=1e-6)
+    second = _prior(norm_eps=0.5)
+    second.load_state_dict(first.state_dict())
+    assert (first(labels, inputs) - second(labels, inputs)).abs().max() > 1e-2
+
+
+def test_fresh_weights_start_as_the_released_trainer_does() -> None:
+    """Logits near zero, so the first loss is log V; gates nearly shut, so blocks hardly act."""
+    prior = _prior(loud=False, gate_init=1e-3, depth=4)
+    labels, inputs = _inputs()
+    logits = prior(labels, inputs)
+    assert logits.abs().max() < 0.1
+    closed = prior(labels, inputs, keep_D2B=torch.zeros(4, 2, 3))
+    assert 0 < (logits - closed).abs().max() < 1e-3
+    std = (1 / 32 / 3) ** 0.5
+    assert prior.blocks[0].attention.qkv.weight.std().item() == pytest.approx(std, rel=0.1)
+    assert prior.blocks[0].mlp.fc2.weight.std().item() == pytest.approx(std / 8**0.5, rel=0.1)
+    assert prior.head.weight.std().item() == pytest.approx(0.02 * std, rel=0.1)
+    gates, scales = prior.blocks[0].modulation.weight[:64], prior.blocks[0].modulation.weight[64:]
+    assert gates.std().item() == pytest.approx(1e-3 * std, rel=0.1)
+    assert scales.std().item() == pytest.approx(0.5 * std, rel=0.1)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_initial_gate_is_a_setting(shared: bool) -> None:
+    labels, inputs = _inputs()
+    effects = []
+    for gate_init in (1e-3, 1e-1):
+        torch.manual_seed(3)
+        prior = _prior(loud=False, gate_init=gate_init, shared_adaln=shared)
+        nn.init.normal_(prior.head.weight)
+        if prior.shared_modulation is not None:
+            nn.init.zeros_(prior.shared_modulation.weight)  # the offsets alone then make the gates
+        closed = prior(labels, inputs, keep_D2B=torch.zeros(2, 2, 3))
+        effects.append(float((prior(labels, inputs) - closed).detach().abs().mean()))
+    assert effects[1] / effects[0] == pytest.approx(100, rel=0.3)
+
+
+# who looks at whom
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_scale_decides_nothing_before_itself(kind: dict[str, Any]) -> None:
+    """Changing what scale k reads moves the logits from k on and none before."""
+    prior = _prior(**kind)
+    labels, inputs = _inputs()
+    logits = prior(labels, inputs)
+    for scale in range(1, 4):
+        changed = inputs.clone()
+        first = SCHEDULE.num_cells[0]
+        changed[:, SCHEDULE.offsets[scale] - first : SCHEDULE.offsets[scale + 1] - first] += 1
+        moved = (prior(labels, changed) - logits).abs().amax(dim=(0, 2))
+        assert moved[: SCHEDULE.offsets[scale]].max() == 0
+        assert all(part.max() > 1e-3 for part in moved[SCHEDULE.offsets[scale] :].split(1))
+
+
+@torch.no_grad()
+def test_tokens_of_a_scale_change_only_what_is_finer() -> None:
+    """The whole way, through the tokenizer: scale k + 1 is the first that reads the tokens of scale k."""
+    generator = random_generator()
+    labels, tokens = torch.tensor([1, 2, 3]), torch.randint(VOCAB, (3, SCHEDULE.num_tokens))
+    logits = generator.prior(labels, generator.tokenizer.teacher_inputs(tokens))
+    for scale in range(4):
+        changed = tokens.clone()
+        changed[:, SCHEDULE.slice(scale)] = (changed[:, SCHEDULE.slice(scale)] + 7) % VOCAB
+        other = generator.prior(labels, generator.tokenizer.teacher_inputs(changed))
+        end = SCHEDULE.offsets[scale + 1]
+        assert torch.equal(other[:, :end], logits[:, :end])
+        assert scale == 3 or ((other - logits)[:, end:].abs().amax(dim=-1) > 1e-4).all()
+
+
+def test_cells_of_a_scale_see_each_other() -> None:
+    prior = _prior()
+    labels, inputs = _inputs()
+    changed = inputs.clone()
+    changed[:, -1] += 1  # the last cell of the last scale
+    moved = (prior(labels, changed) - prior(labels, inputs)).abs().amax(dim=(0, 2))
+    assert (moved[SCHEDULE.offsets[3] :] > 1e-4).all()
+
+
+def _dense_mask(schedule: ScaleSchedule) -> Any:
+    levels = torch.tensor(schedule.level_ids)
+    mask = torch.where(levels[:, None] >= levels[None, :], 0.0, -torch.inf)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        return ((query @ key.transpose(-2, -1)) * scale + mask).softmax(dim=-1) @ value
+
+    return attend
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, WIDE], ids=["square", "wide"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_against_attention_with_a_dense_mask(
+    kind: dict[str, Any], schedule: ScaleSchedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = _prior(schedule, **kind)
+    labels, inputs = _inputs(schedule)
+    logits = prior(labels, inputs)
+    monkeypatch.setattr(prior, "_attend_to_prefixes", _dense_mask(schedule))
+    assert torch.allclose(prior(labels, inputs), logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "schedule", [SCHEDULE, WIDE, ScaleSchedule.square([3])], ids=["square", "wide", "one"]
+)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@torch.no_grad()
+def test_step_by_step_against_the_whole(kind: dict[str, Any], schedule: ScaleSchedule) -> None:
+    prior = _prior(schedule, **kind)
+    labels, inputs = _inputs(schedule)
+    condition, cache = prior.condition(labels), prior.new_cache(3)
+    logits = []
+    for scale in range(schedule.num_scales):
+        place, first = schedule.slice(scale), schedule.num_cells[0]
+        given = inputs[:, place.start - first : place.stop - first] if scale else None
+        logits.append(prior.step(scale, condition, given, cache))
+    assert logits[0].std() > 1
+    assert torch.allclose(torch.cat(logits, dim=1), prior(labels, inputs), atol=1e-5, rtol=1e-5)
+
+
+def test_the_cache_is_as_long_as_the_schedule_and_follows_autocast() -> None:
+    prior = _prior()
+    cache = prior.new_cache(5).tensor
+    assert cache.shape == (2, 2, 5, 4, 30, 8) and cache.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert prior.new_cache(5).tensor.dtype == torch.bfloat16
+
+
+def test_rows_of_a_batch_do_not_meet() -> None:
+    prior = _prior()
+    labels, inputs = _inputs()
+    whole = prior(labels, inputs)
+    for row in range(3):
+        alone = prior(labels[row : row + 1], inputs[row : row + 1])
+        assert torch.allclose(alone, whole[row : row + 1], atol=1e-5)
+
+
+def test_labels_matter_and_the_unconditional_class_is_one_of_them() -> None:
+    prior = _prior()
+    _, inputs = _inputs(batch=1)
+    logits = torch.cat([prior(torch.tensor([label]), inputs) for label in range(CLASSES + 1)])
+    assert prior.unconditional == CLASSES
+    assert (torch.cdist(logits.flatten(1), logits.flatten(1)) + torch.eye(11) * 99).min() > 1
+
+
+def test_inputs_of_another_length() -> None:
+    labels, inputs = _inputs()
+    with pytest.raises(ValueError, match=r"expected inputs \(B, 29, C\), given \(3, 28, 6\)"):
+        _prior()(labels, inputs[:, 1:])
+
+
+def test_large_learned_scales_are_clamped() -> None:
+    prior = _prior()
+    labels, inputs = _inputs()
+    logits = []
+    for value in (4.7, 50.0):  # log 100 is 4.605
+        with torch.no_grad():
+            prior.blocks[0].attention.log_scale_N11.fill_(value)
+        logits.append(prior(labels, inputs))
+    assert torch.equal(*logits) and logits[0].isfinite().all()
+
+
+def test_bfloat16_is_close_to_float32() -> None:
+    prior = _prior()
+    labels, inputs = _inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = prior(labels, inputs)
+    whole = prior(labels, inputs)
+    assert half.dtype == torch.float32
+    assert 1e-4 < (half - whole).abs().mean() < 0.1 * whole.std()
+
+
+# training
+
+
+@pytest.mark.parametrize("loud", [False, True], ids=["fresh", "loud"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_every_parameter_gets_a_gradient(kind: dict[str, Any], loud: bool) -> None:
+    prior = _prior(loud=loud, **kind)
+    _, inputs = _inputs()
+    labels = torch.arange(CLASSES + 1)
+    inputs = inputs[:1].expand(len(labels), -1, -1) + 0.1 * torch.randn(len(labels), 29, CODE_DIM)
+    logits = prior(labels, inputs)
+    targets = torch.randint(VOCAB, logits.shape[:2])
+    nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+    for name, parameter in prior.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        rows = parameter.grad.flatten(1) if parameter.ndim > 1 else parameter.grad[:, None]
+        assert (rows.abs().sum(dim=1) > 0).float().mean() > 0.9, name
+
+
+def _branches(prior: NextScalePrior, labels: Tensor, inputs: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    for block in range(2):
+        for branch in range(2):
+            keep = torch.ones(2, 2, len(labels))
+            keep[block, branch] = 0
+            yield block, branch, prior(labels, inputs, keep_D2B=keep)
+
+
+def test_kept_branches_change_nothing_and_dropped_ones_do_not_act() -> None:
+    prior = _prior()
+    labels, inputs = _inputs()
+    plain = prior(labels, inputs)
+    assert torch.equal(prior(labels, inputs, keep_D2B=torch.ones(2, 2, 3)), plain)
+    for block, branch, dropped in _branches(prior, labels, inputs):
+        assert (dropped - plain).abs().max() > 1e-2
+        part = prior.blocks[block].mlp.fc2 if branch else prior.blocks[block].attention.proj
+        kept = {name: value.clone() for name, value in part.state_dict().items()}
+        with torch.no_grad():
+            part.weight.zero_(), part.bias.zero_()
+        assert torch.allclose(prior(labels, inputs), dropped, atol=1e-6)
+        part.load_state_dict(kept)
+    one = torch.ones(2, 2, 3)
+    one[:, :, 1] = 0  # one sample's branches only
+    moved = (prior(labels, inputs, keep_D2B=one) - plain).abs().amax(dim=(1, 2))
+    assert moved[1] > 1e-2 and moved[0] == moved[2] == 0
+
+
+def test_drop_path_is_linear_in_the_block_and_keeps_the_mean() -> None:
+    settings = PriorSettings(depth=5, drop_path=0.4)
+    factors = drop_path_factors(settings, torch.rand(20_000, 80))
+    assert factors is not None and factors.shape == (5, 2, 20_000)
+    rates = [0, 0.1, 0.2, 0.3, 0.4]
+    for block, rate in enumerate(rates):
+        assert factors[block].eq(0).float().mean().item() == pytest.approx(rate, abs=0.01)
+        assert factors[block].mean().item() == pytest.approx(1, abs=0.02)
+        assert factors[block].amax().item() == pytest.approx(1 / (1 - rate))
+    both = factors[4].eq(0).all(dim=0).float().mean().item()
+    assert both == pytest.approx(0.16, abs=0.01)  # the two branches of a block are dropped independently
+
+
+def test_no_drop_path() -> None:
+    assert drop_path_factors(PriorSettings(depth=5, drop_path=0.0), torch.rand(4, 80)) is None
+
+
+def test_a_sample_decides_its_own_drop_path() -> None:
+    settings, uniforms = PriorSettings(depth=3, drop_path=0.5), torch.rand(6, 80)
+    factors = drop_path_factors(settings, uniforms)
+    alone = drop_path_factors(settings, uniforms[2:3])
+    assert factors is not None and alone is not None
+    assert torch.equal(factors[:, :, 2:3], alone)
+
+
+def test_the_deepest_prior_has_numbers_for_class_dropout_left() -> None:
+    """A batch brings 80 numbers a sample: two per block from the front, the last one for the class."""
+    factors = drop_path_factors(PriorSettings(depth=36), torch.rand(2, 80))
+    assert factors is not None and factors.shape == (36, 2, 2)

@@ -1,0 +1,346 @@
+"""Images to tokens and back: shapes, the loop over scales against the paper's algorithms, gradients."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models_for_tests import SIZES, VOCAB, make_loud, tokenizer_settings
+from nextscale.scales import ScaleSchedule
+from nextscale.tokenizer.model import Tokenizer
+from nextscale.tokenizer.quantizer import MultiScaleQuantizer, Phi
+from nextscale.tokenizer.settings import AutoencoderSettings, QuantizerSettings, TokenizerSettings
+
+SCHEDULE = ScaleSchedule(sizes=SIZES)
+WIDE = ScaleSchedule(sizes=((1, 1), (2, 3), (3, 5)))
+
+
+def _tokenizer(schedule: ScaleSchedule = SCHEDULE, *, levels: int = 2, **quantizer: object) -> Tokenizer:
+    tokenizer = Tokenizer(tokenizer_settings(levels=levels, **quantizer), schedule)
+    make_loud(tokenizer)
+    return tokenizer.eval()
+
+
+def _images(tokenizer: Tokenizer, batch: int = 3) -> Tensor:
+    return torch.rand(batch, 3, *tokenizer.image_size) * 2 - 1
+
+
+def _tokens(schedule: ScaleSchedule = SCHEDULE, batch: int = 3) -> Tensor:
+    return torch.randint(VOCAB, (batch, schedule.num_tokens))
+
+
+# shapes
+
+
+@pytest.mark.parametrize(("levels", "reduction"), [(1, 1), (3, 4), (4, 8), (5, 16)])
+@pytest.mark.parametrize("schedule", [SCHEDULE, WIDE], ids=["square", "wide"])
+def test_shapes_at_every_reduction(levels: int, reduction: int, schedule: ScaleSchedule) -> None:
+    tokenizer = _tokenizer(schedule, levels=levels)
+    height, width = schedule.latent_size
+    assert tokenizer.settings.autoencoder.reduction == reduction
+    assert tokenizer.image_size == (height * reduction, width * reduction)
+    images = _images(tokenizer, 2)
+    assert tokenizer.features(images).shape == (2, 6, height, width)
+    tokens = tokenizer.encode(images)
+    assert tokens.shape == (2, schedule.num_tokens) and tokens.dtype == torch.int64
+    assert tokens.min() >= 0 and tokens.max() < VOCAB
+    assert tokenizer.decode(tokens).shape == images.shape
+    inputs = tokenizer.teacher_inputs(tokens)
+    assert inputs.shape == (2, schedule.num_tokens - 1, 6) and inputs.dtype == torch.float32
+
+
+def test_channels_follow_the_multipliers() -> None:
+    settings = TokenizerSettings(
+        autoencoder=AutoencoderSettings(base_dim=8, multipliers=(1, 3, 2), num_res_blocks=2, norm_groups=4),
+        quantizer=QuantizerSettings(vocab_size=VOCAB, code_dim=6),
+    )
+    tokenizer = Tokenizer(settings, SCHEDULE)
+    assert tokenizer.decode(tokenizer.encode(_images(tokenizer))).shape == (3, 3, 16, 16)
+    blocks = [level.blocks for level in tokenizer.encoder.levels]
+    assert [len(level) for level in blocks] == [2, 2, 2]
+    assert [level[-1].conv2.out_channels for level in blocks] == [8, 24, 16]
+    assert [len(level.blocks) for level in tokenizer.decoder.levels] == [3, 3, 3]
+    assert [len(level.attentions) for level in tokenizer.encoder.levels] == [0, 0, 2]
+
+
+def test_without_attention_there_is_none() -> None:
+    settings = tokenizer_settings()
+    plain = settings.model_copy(
+        update={"autoencoder": settings.autoencoder.model_copy(update={"attention": False})}
+    )
+    names = {attention: [*Tokenizer(kind, SCHEDULE).state_dict()] for attention, kind in
+             ((True, settings), (False, plain))}  # fmt: skip
+    assert not any("attention" in name for name in names[False])
+    assert sum("attention" in name and name.endswith("qkv.weight") for name in names[True]) == 5
+    assert Tokenizer(plain, SCHEDULE).decode(_tokens()).shape == (3, 3, 8, 8)
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    settings = tokenizer_settings()
+    leaky = settings.model_copy(
+        update={"autoencoder": settings.autoencoder.model_copy(update={"dropout": 0.5})}
+    )
+    tokenizer, images = Tokenizer(leaky, SCHEDULE), torch.rand(1, 3, 8, 8)
+    assert not torch.equal(tokenizer.features(images), tokenizer.features(images))
+    tokenizer.eval()
+    assert torch.equal(tokenizer.features(images), tokenizer.features(images))
+
+
+# the loop over scales, against the paper's algorithms written out
+
+
+@torch.no_grad()
+def _slow_encode(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Algorithm 1: tokens (B, L), and what is left over of the features."""
+    quantizer, schedule = tokenizer.quantizer, tokenizer.schedule
+    rest, tokens = tokenizer.features(images), []
+    for scale, (h, w) in enumerate(schedule.sizes):
+        small = F.interpolate(rest, size=(h, w), mode="area")
+        vectors = small.permute(0, 2, 3, 1).reshape(len(images), h * w, 1, -1)
+        difference = vectors - quantizer.codebook.weight
+        tokens.append(difference.square().sum(dim=-1).argmin(dim=-1))
+        rest = rest - _enlarged(tokenizer, tokens[-1], scale)
+    return torch.cat(tokens, dim=1), rest
+
+
+def _enlarged(tokenizer: Tokenizer, tokens_BT: Tensor, scale: int) -> Tensor:
+    quantizer, schedule = tokenizer.quantizer, tokenizer.schedule
+    h, w = schedule.sizes[scale]
+    codes = quantizer.codebook.weight[tokens_BT].reshape(len(tokens_BT), h, w, -1).permute(0, 3, 1, 2)
+    if (h, w) != schedule.latent_size:
+        codes = F.interpolate(codes, size=schedule.latent_size, mode="bicubic")
+    phi = quantizer.phis[quantizer.phi_of_scale[scale]]
+    mended = F.conv2d(codes, phi.weight, phi.bias, padding=1)
+    ratio = tokenizer.settings.quantizer.phi_ratio
+    return (1 - ratio) * codes + ratio * mended
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, WIDE], ids=["square", "wide"])
+@pytest.mark.parametrize("num_phis", [0, 1, 4])
+def test_encoding_against_the_paper(schedule: ScaleSchedule, num_phis: int) -> None:
+    tokenizer = _tokenizer(schedule, num_phis=num_phis)
+    images = _images(tokenizer, 4)
+    expected, rest = _slow_encode(tokenizer, images)
+    tokens = tokenizer.encode(images)
+    assert len(tokens.unique()) > 10
+    assert torch.equal(tokens, expected)
+    last = list(tokenizer.quantizer.maps(tokens))[-1]
+    assert torch.allclose(tokenizer.features(images) - last, rest, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, WIDE], ids=["square", "wide"])
+def test_maps_and_teacher_inputs_against_the_paper(schedule: ScaleSchedule) -> None:
+    tokenizer, tokens = _tokenizer(schedule), _tokens(schedule)
+    parts, total, inputs = schedule.split(tokens), torch.zeros(()), []
+    maps = list(tokenizer.quantizer.maps(tokens))
+    for scale in range(schedule.num_scales):
+        total = total + _enlarged(tokenizer, parts[scale], scale)
+        assert torch.allclose(maps[scale], total, atol=1e-5)
+        if scale + 1 < schedule.num_scales:
+            small = F.interpolate(total, size=schedule.sizes[scale + 1], mode="area")
+            inputs.append(small.flatten(2).transpose(1, 2))
+    assert torch.allclose(tokenizer.teacher_inputs(tokens), torch.cat(inputs, dim=1), atol=1e-5)
+
+
+def test_each_scale_decoded_ends_with_the_image() -> None:
+    tokenizer, tokens = _tokenizer(), _tokens()
+    images = list(tokenizer.decode_each_scale(tokens))
+    assert len(images) == 4 and torch.equal(images[-1], tokenizer.decode(tokens))
+    assert all((one - two).abs().max() > 0.01 for one, two in pairwise(images))
+    changed = tokens.clone()
+    changed[:, SCHEDULE.slice(2)] += 1
+    others = list(tokenizer.decode_each_scale(changed % VOCAB))
+    assert [torch.equal(one, two) for one, two in zip(images, others, strict=True)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_images_are_clamped_for_people_and_not_for_training() -> None:
+    tokenizer = _tokenizer()
+    nn.init.constant_(tokenizer.decoder.conv_out.bias, 3.0)
+    assert tokenizer.decode(_tokens()).max() == 1
+    assert tokenizer(_images(tokenizer))[0].max() > 1
+
+
+def test_an_image_does_not_depend_on_its_neighbours() -> None:
+    tokenizer = _tokenizer()
+    images = _images(tokenizer, 6)
+    alone = torch.cat([tokenizer.encode(images[row : row + 1]) for row in range(6)])
+    assert torch.equal(tokenizer.encode(images), alone)
+
+
+def test_training_quantises_as_encoding_does() -> None:
+    tokenizer = _tokenizer()
+    images = _images(tokenizer)
+    decoded, quantized = tokenizer(images)
+    assert torch.equal(quantized.tokens_BL, tokenizer.encode(images))
+    assert torch.allclose(decoded.clamp(-1, 1), tokenizer.decode(quantized.tokens_BL), atol=1e-5)
+
+
+def test_one_scale() -> None:
+    tokenizer = _tokenizer(ScaleSchedule.square([4]))
+    tokens = tokenizer.encode(_images(tokenizer))
+    assert tokenizer.teacher_inputs(tokens).shape == (3, 0, 6)
+    assert tokenizer.decode(tokens).shape == (3, 3, 8, 8)
+
+
+# codes and phis
+
+
+@pytest.mark.parametrize(
+    ("num_phis", "expected"),
+    [(0, (0, 1, 2, 3)), (1, (0, 0, 0, 0)), (2, (0, 0, 1, 1)), (4, (0, 1, 2, 3))],
+)
+def test_phis_are_shared_as_set(num_phis: int, expected: tuple[int, ...]) -> None:
+    quantizer = _tokenizer(num_phis=num_phis).quantizer
+    assert len(quantizer.phis) == (num_phis or 4) and quantizer.phi_of_scale == expected
+
+
+def test_a_given_choice_of_phis_goes_before_the_rule() -> None:
+    tokenizer, tokens = _tokenizer(num_phis=2), _tokens()
+    other = _tokenizer(num_phis=2, phi_of_scale=(1, 1, 0, 0))
+    other.load_state_dict(tokenizer.state_dict())
+    assert other.quantizer.phi_of_scale == (1, 1, 0, 0)
+    assert not torch.allclose(other.decode(tokens), tokenizer.decode(tokens), atol=1e-2)
+
+
+@pytest.mark.parametrize("wrong", [(0, 1, 2), (0, 1, 2, 4), (0, 1, 2, -1)], ids=str)
+def test_a_choice_that_names_no_phi(wrong: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="must name one of 4 phis for each of 4 scales"):
+        MultiScaleQuantizer(QuantizerSettings(code_dim=4, num_phis=4, phi_of_scale=wrong), SCHEDULE)
+
+
+def test_the_share_of_the_convolution() -> None:
+    maps = torch.randn(2, 6, 4, 4)
+    phi = Phi(6, 0.25)
+    convolved = F.conv2d(maps, phi.weight, phi.bias, padding=1)
+    assert torch.allclose(phi(maps), 0.75 * maps + 0.25 * convolved, atol=1e-6)
+    assert torch.equal(Phi(6, 0.0)(maps), maps)
+
+
+def test_the_nearest_code_by_distance_or_direction() -> None:
+    found = {}
+    for unit_codes in (False, True):
+        quantizer = _tokenizer(unit_codes=unit_codes).quantizer
+        with torch.no_grad():
+            quantizer.codebook.weight.zero_()
+            quantizer.codebook.weight[:, 0] = -100.0
+            quantizer.codebook.weight[3] = torch.tensor([1.0, 0, 0, 0, 0, 0])
+            quantizer.codebook.weight[5] = torch.tensor([9.0, 9, 0, 0, 0, 0])
+        vectors = torch.tensor([[2.0, 1.9, 0, 0, 0, 0], [9.0, 1, 0, 0, 0, 0]])
+        found[unit_codes] = quantizer.nearest(vectors[:, None]).flatten().tolist()
+    assert found == {False: [3, 5], True: [5, 3]}
+
+
+def test_unit_codes_still_enter_the_map_at_their_own_length() -> None:
+    tokenizer, tokens = _tokenizer(unit_codes=True), _tokens()
+    plain = _tokenizer(unit_codes=False)
+    plain.load_state_dict(tokenizer.state_dict())
+    assert torch.equal(tokenizer.decode(tokens), plain.decode(tokens))
+    images = _images(tokenizer)
+    assert not torch.equal(tokenizer.encode(images), plain.encode(images))
+
+
+def test_the_quantiser_stays_in_float32_under_autocast() -> None:
+    tokenizer, tokens = _tokenizer(), _tokens()
+    inputs, images = tokenizer.teacher_inputs(tokens), _images(tokenizer)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tokenizer.teacher_inputs(tokens), inputs)
+        features = tokenizer.features(images)
+        assert features.dtype == torch.bfloat16
+        assert torch.equal(tokenizer.encode(images), tokenizer.quantizer.encode(features.float()))
+        decoded, quantized = tokenizer(images)
+    assert quantized.features_BChw.dtype == torch.float32 and quantized.codebook_loss.dtype == torch.float32
+    assert decoded.isfinite().all()
+
+
+# gradients
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    for num_phis in (0, 1, 4):
+        tokenizer = _tokenizer(num_phis=num_phis, vocab_size=8).train()
+        images = _images(tokenizer, 8)
+        decoded, quantized = tokenizer(images)
+        loss = (decoded - images).square().mean() + quantized.codebook_loss + quantized.commitment_loss
+        loss.backward()
+        for name, parameter in tokenizer.named_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_the_gradient_passes_straight_through_to_the_encoder() -> None:
+    """What the decoder wishes of its input arrives unchanged at the features, and nowhere else."""
+    tokenizer = _tokenizer()
+    features = torch.randn(2, 6, 4, 4, requires_grad=True)
+    quantized = tokenizer.quantizer(features)
+    assert torch.allclose(
+        quantized.features_BChw, list(tokenizer.quantizer.maps(quantized.tokens_BL))[-1], atol=1e-5
+    )
+    wish = torch.randn(2, 6, 4, 4)
+    (quantized.features_BChw * wish).sum().backward(retain_graph=True)
+    assert features.grad is not None and torch.equal(features.grad, wish)
+    assert tokenizer.quantizer.codebook.weight.grad is None
+    assert all(parameter.grad is None for parameter in tokenizer.quantizer.phis.parameters())
+
+
+def test_each_loss_pulls_its_own_side() -> None:
+    quantizer = _tokenizer().quantizer
+    for loss, moved in (("codebook_loss", False), ("commitment_loss", True)):
+        features = torch.randn(2, 6, 4, 4, requires_grad=True)
+        quantizer.zero_grad(set_to_none=True)
+        getattr(quantizer(features), loss).backward()
+        assert (features.grad is not None and bool(features.grad.abs().max() > 0)) is moved
+        weight = quantizer.codebook.weight.grad
+        assert (weight is not None and bool(weight.abs().max() > 0)) is not moved
+
+
+def test_losses_are_means_over_the_scales() -> None:
+    tokenizer = _tokenizer()
+    features = torch.randn(2, 6, 4, 4)
+    quantized = tokenizer.quantizer(features)
+    errors = [(part - features).square().mean() for part in tokenizer.quantizer.maps(quantized.tokens_BL)]
+    assert quantized.codebook_loss.item() == pytest.approx(sum(errors).item() / 4, rel=1e-5)
+    assert quantized.commitment_loss.item() == pytest.approx(sum(errors).item() / 4, rel=1e-5)
+
+
+# what users get wrong
+
+
+def test_images_of_another_size() -> None:
+    tokenizer = _tokenizer()
+    for shape in ((2, 3, 8, 9), (2, 1, 8, 8), (3, 8, 8)):
+        with pytest.raises(ValueError, match=r"expected images \(B, 3, 8, 8\), given .* resize them"):
+            tokenizer.encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (
+            torch.zeros(2, 29, dtype=torch.int64),
+            r"expected tokens int64 \(B, 30\), given torch.int64 \(2, 29\)",
+        ),
+        (torch.zeros(2, 30, dtype=torch.int32), "expected tokens int64"),
+        (torch.zeros(30, dtype=torch.int64), "expected tokens int64"),
+        (torch.full((2, 30), VOCAB), r"tokens must lie in \[0, 48\), given 48\.\.48"),
+        (torch.full((2, 30), -1), r"tokens must lie in \[0, 48\)"),
+    ],
+)
+def test_tokens_that_are_none(tokens: Tensor, message: str) -> None:
+    tokenizer = _tokenizer()
+    with pytest.raises(ValueError, match=message):
+        tokenizer.decode(tokens)
+    with pytest.raises(ValueError, match=message):
+        tokenizer.teacher_inputs(tokens)
+
+
+def test_groups_that_do_not_divide_the_channels() -> None:
+    with pytest.raises(ValueError, match="base_dim 12 x multiplier 3 is not divisible by norm_groups 8"):
+        AutoencoderSettings(base_dim=12, multipliers=(2, 3), norm_groups=8)
