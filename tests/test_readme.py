@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from golden_weights import states
 from images import noise
-
 from nextscale.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -46,14 +46,21 @@ def test_every_block_runs(stranger):
             continue
         for line in text.strip().splitlines():
             run_line(shlex.split(line))
-    for name in ("two.png", "frogs-and-ships/grid.png", "reconstructions/side_by_side.png", "my-samples/grid.png"):
+    for name in (
+        "two.png",
+        "frogs-and-ships/grid.png",
+        "reconstructions/side_by_side.png",
+        "my-samples/grid.png",
+    ):
         assert (stranger / name).stat().st_size > 0, name
     assert (stranger / "var-d16/prior.safetensors").exists()
 
 
 def run_line(words: list[str]) -> None:
     if words[0] == "make":
-        subprocess.run(["make", "--dry-run", "--directory", str(ROOT), *words[1:]], check=True, capture_output=True)
+        subprocess.run(
+            ["make", "--dry-run", "--directory", str(ROOT), *words[1:]], check=True, capture_output=True
+        )
     elif words[0] == "pip":
         assert words == ["pip", "install", "."]
         assert (ROOT / "pyproject.toml").exists()

@@ -1,8 +1,8 @@
 """Files that are whole or absent: tensors as safetensors, everything else as JSON, every file with its
 digest.
 
-Special here: a folder is written beside its place, synced, then renamed, so a reader never meets half of it;
-a file is read only if its SHA-256 is the recorded one. Nothing executable is ever written or loaded.
+Special here: a folder is written beside its place, synced, then renamed, so a reader never meets half of
+it; a file is read only if its SHA-256 is the recorded one. Nothing executable is ever written or loaded.
 """
 
 from __future__ import annotations
@@ -72,11 +72,14 @@ def new_folder(path: Path) -> Iterator[Path]:
             if item.is_file():
                 _sync(item)
         os.chmod(temporary, 0o755)
+        _sync(temporary)
         if path.exists():
             path.rename(retired)
         temporary.rename(path)
         _sync(path.parent)
     finally:
+        if retired.exists() and not path.exists():  # the last renaming failed
+            retired.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
 
@@ -95,6 +98,8 @@ def check_digests(folder: Path) -> None:
         raise ValueError(
             f"{folder / _DIGESTS} cannot be read ({error}): the checkpoint is incomplete"
         ) from error
+    if not isinstance(recorded, dict) or not recorded:
+        raise ValueError(f"{folder / _DIGESTS} records no digests: the checkpoint is incomplete")
     for name, expected in recorded.items():
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing: the checkpoint is incomplete")

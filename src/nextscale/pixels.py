@@ -2,8 +2,8 @@
 picture.
 
 Letters: B batch, H W pixels.
-Special here: arrays are uint8 (B, H, W, 3), model images float (B, 3, H, W) in [-1, 1]; going back rounds to
-the nearest (truncation darkens every picture by half a level).
+Special here: arrays are uint8 (B, H, W, 3), model images float (B, 3, H, W) in [-1, 1]; going back rounds
+to the nearest (truncation darkens every picture by half a level).
 """
 
 from __future__ import annotations

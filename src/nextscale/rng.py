@@ -16,34 +16,40 @@ _MAX_SEED = 2**63 - 1
 def check_seeds(seeds: Sequence[int]) -> None:
     """Raise ValueError unless every seed is a whole number in [0, 2**63)."""
     for seed in seeds:
-        if not isinstance(seed, (int, numpy.integer)) or not 0 <= seed <= _MAX_SEED:
+        if isinstance(seed, bool) or not isinstance(seed, (int, numpy.integer)) or not 0 <= seed <= _MAX_SEED:
             raise ValueError(f"seed {seed!r} must be a whole number from 0 to {_MAX_SEED}")
 
 
+# What the numbers are for, in the highest bits of a key's second half: no two purposes share a stream.
+_TOKENS, _CODES, _SAMPLE, _ORDER, _STEP = (purpose << 60 for purpose in range(5))
+
+
 def _generator(first: int, second: int) -> numpy.random.Generator:
-    return numpy.random.Generator(numpy.random.Philox(key=[first, second]))
+    # an array of uint64: a list with a number from 2**63 on would become float64, and many keys one
+    key = numpy.array([first, second], dtype=numpy.uint64)
+    return numpy.random.Generator(numpy.random.Philox(key=key))
 
 
 def token_uniforms(seed: int, num_tokens: int) -> numpy.ndarray:
     """One number in [0, 1) for each token of the image with this seed: float64 (L,)."""
-    return _generator(int(seed), 0).random(num_tokens)
+    return _generator(int(seed), _TOKENS).random(num_tokens)
 
 
 def code_uniforms(seed: int, scale: int, num_cells: int, vocab_size: int) -> numpy.ndarray:
     """One number in [0, 1) for each cell of a scale and each code (`smooth` only): float32 (T, V)."""
-    return _generator(int(seed), 1 + scale).random((num_cells, vocab_size), dtype=numpy.float32)
+    return _generator(int(seed), _CODES | scale).random((num_cells, vocab_size), dtype=numpy.float32)
 
 
 def sample_uniforms(seed: int, epoch: int, sample: int, count: int) -> numpy.ndarray:
     """The random choices of training for one sample in one epoch (crop, flip, dropout): float64 (count,)."""
-    return _generator(seed, (epoch << 40) | sample).random(count)
+    return _generator(seed, _SAMPLE | (epoch << 40) | sample).random(count)
 
 
 def epoch_order(seed: int, epoch: int, num_samples: int) -> numpy.ndarray:
     """The order in which an epoch visits the samples: a permutation, int64 (num_samples,)."""
-    return _generator(seed, (epoch << 40) | (2**40 - 1)).permutation(num_samples)
+    return _generator(seed, _ORDER | epoch).permutation(num_samples)
 
 
 def step_generator(seed: int, step: int) -> numpy.random.Generator:
     """Random numbers of a training step that belong to no sample (moving idle codes)."""
-    return _generator(seed, (1 << 63) | step)
+    return _generator(seed, _STEP | step)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 Run = Callable[[argparse.Namespace, Sequence[str]], None]
+#: Adds a command: its name, what it does in a sentence, and the module of this package that runs it.
+AddCommand = Callable[[str, str, str], "Parser"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,11 +52,19 @@ def build_parser() -> Parser:
         command.set_defaults(run=_lazily(module))
         return command
 
+    for add_command in (_add_demo, _add_train, _add_sample, _add_reconstruct, _add_convert, _add_evaluate):
+        add_command(add)
+    return parser
+
+
+def _add_demo(add: AddCommand) -> None:
     demo = add("demo", "Make a page of pictures with the bundled model.", "demo")
     demo.add_argument("--out", default="demo", help="folder to write (default: demo)")
     demo.add_argument("--model", default="cifar10-tiny", help="bundled model or model folder")
     demo.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
 
+
+def _add_train(add: AddCommand) -> None:
     train = add("train", "Train a tokenizer, a prior or a classifier; run again to go on.", "train")
     train.add_argument("stage", choices=["tokenizer", "prior", "classifier"], help="what to train")
     train.add_argument("recipe", help="name of a recipe, or a .toml file")
@@ -68,6 +78,8 @@ def build_parser() -> Parser:
         "Every setting of the recipe can be given as --a.b.c VALUE, for example --data.source my-pictures."
     )
 
+
+def _add_sample(add: AddCommand) -> None:
     sample = add("sample", "Make images.", "sample")
     sample.add_argument("model", help="bundled model or model folder")
     sample.add_argument(
@@ -88,6 +100,8 @@ def build_parser() -> Parser:
     sample.add_argument("--out", default="samples", help="new folder to write (default: samples)")
     sample.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
 
+
+def _add_reconstruct(add: AddCommand) -> None:
     reconstruct = add("reconstruct", "Encode and decode images; writes them side by side.", "reconstruct")
     reconstruct.add_argument("model", help="bundled model or model folder")
     reconstruct.add_argument("images", nargs="+", help="image files, a folder of images, or a .parquet file")
@@ -99,6 +113,8 @@ def build_parser() -> Parser:
     )
     reconstruct.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
 
+
+def _add_convert(add: AddCommand) -> None:
     convert = add("convert", "Turn published VAR checkpoints into a model folder.", "convert")
     convert.add_argument("--tokenizer", required=True, help="the tokenizer's .pth, or a trainer's checkpoint")
     convert.add_argument("--prior", help="the transformer's .pth, or a trainer's checkpoint")
@@ -113,6 +129,8 @@ def build_parser() -> Parser:
     )
     convert.add_argument("--out", required=True, help="new model folder")
 
+
+def _add_evaluate(add: AddCommand) -> None:
     evaluate = add(
         "evaluate", "Score a model: class agreement of samples, reconstruction, likelihood.", "evaluate"
     )
@@ -126,7 +144,6 @@ def build_parser() -> Parser:
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the first sample; the others count on")
     evaluate.add_argument("--out", help="new folder for scores.json and the sample grid")
     evaluate.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
-    return parser
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:

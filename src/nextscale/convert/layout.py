@@ -1,9 +1,9 @@
 """A model in the published layout to a `Generator` and back.
 
 Letters: L tokens of all scales.
-Special here: what does not fit is reported under the published names, which are those in the user's file; the
-weights are taken over, not copied, so that a large model is in memory once. The usage counts of the codes
-(`ema_vocab_hit_SV`) are not kept.
+Special here: what does not fit is reported under the published names, which are those in the user's file;
+the weights are taken over, not copied, so that a large model is in memory once. The usage counts of the
+codes (`ema_vocab_hit_SV`) are not kept.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy
 import torch
@@ -57,8 +58,7 @@ class _Samples(Dataset):  # type: ignore[type-arg]
         pixels = resize_and_crop(image, self.size, enlarge=self.settings.enlarge, place=random_place)
         if self.settings.flip and mirror < 0.5:
             pixels = pixels[:, ::-1]
-        rest = uniforms[NUM_TRANSFORM_UNIFORMS:].astype(numpy.float32)
-        return pixels, int(self.source.labels[place.sample]), rest, place.sample
+        return pixels, int(self.source.labels[place.sample]), _for_training(uniforms), place.sample
 
 
 def _collate(items: list[tuple[numpy.ndarray, int, numpy.ndarray, int]]) -> Batch:
@@ -71,6 +71,20 @@ def _collate(items: list[tuple[numpy.ndarray, int, numpy.ndarray, int]]) -> Batc
     )
 
 
+def _for_training(uniforms: numpy.ndarray) -> numpy.ndarray:
+    """What the transforms leave of a sample's numbers: float32, still below 1 after rounding."""
+    below_one = numpy.float32(1 - 2**-24)
+    return numpy.minimum(uniforms[NUM_TRANSFORM_UNIFORMS:].astype(numpy.float32), below_one)
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, num_samples: int) -> numpy.ndarray:
+    """`epoch_order`, kept while the epoch lasts: at a million samples it takes longer than a step."""
+    order = epoch_order(seed, epoch, num_samples)
+    order.setflags(write=False)
+    return order
+
+
 def places_of_step(step: int, *, batch_size: int, num_samples: int, seed: int) -> list[Place]:
     """The samples of a step.
 
@@ -80,7 +94,7 @@ def places_of_step(step: int, *, batch_size: int, num_samples: int, seed: int) -
     position = step * batch_size
     while len(places) < batch_size:
         epoch, start = divmod(position + len(places), num_samples)
-        order = epoch_order(seed, epoch, num_samples)
+        order = _order(seed, epoch, num_samples)
         places += [Place(epoch, int(i)) for i in order[start : start + batch_size - len(places)]]
     return places
 
@@ -93,7 +107,7 @@ def token_batches(
         places = places_of_step(step, batch_size=batch_size, num_samples=len(tokens_NL), seed=seed)
         samples_B = torch.tensor([place.sample for place in places])
         uniforms = [sample_uniforms(seed, place.epoch, place.sample, NUM_UNIFORMS) for place in places]
-        rest = torch.from_numpy(numpy.stack(uniforms)[:, NUM_TRANSFORM_UNIFORMS:].astype(numpy.float32))
+        rest = torch.from_numpy(numpy.stack([_for_training(row) for row in uniforms]))
         yield Batch(tokens_NL[samples_B].long(), labels_N[samples_B], rest, samples_B)
 
 

@@ -13,7 +13,7 @@ class DataSettings(BaseModel):
     validation: str = Field(
         "", description="the same, never trained on; empty: the last validation_share of source"
     )
-    validation_share: float = Field(0.02, gt=0, lt=1, description="share held out when validation is empty")
+    validation_share: float = Field(0.02, gt=0, le=0.5, description="share held out when validation is empty")
     enlarge: float = Field(
         1.125, ge=1, description="short side after resizing / crop side; 1 takes the center crop"
     )

@@ -77,9 +77,11 @@ class ParquetSource:
     """
 
     def __init__(self, file: Path) -> None:
-        import pyarrow
-        import pyarrow.parquet
-
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            raise ValueError(f"reading {file} needs pyarrow: pip install 'nextscale[train]'") from error
         try:
             table = pyarrow.parquet.read_table(file)
         except (pyarrow.ArrowException, OSError) as error:
@@ -94,7 +96,7 @@ class ParquetSource:
         if table.num_rows == 0:
             raise ValueError(f"{file} holds no images")
         self.file = file
-        self.images = table.column("img").combine_chunks()
+        self.images = table.column("img")
         if not pyarrow.types.is_struct(self.images.type) or self.images.type.get_field_index("bytes") < 0:
             raise ValueError(
                 f"{file}: column img is {self.images.type}, expected struct<bytes: binary, path: string>"

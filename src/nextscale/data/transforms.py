@@ -1,7 +1,7 @@
 """Encoded image files to arrays: decode, upright, RGB, resize, crop, flip.
 
-Special here: whatever cannot be decoded is refused by name, never skipped in silence. Arrays are uint8 (H, W,
-3); `nextscale.pixels` makes floats of them.
+Special here: whatever cannot be decoded is refused by name, never skipped in silence. Arrays are uint8 (H,
+W, 3); `nextscale.pixels` makes floats of them.
 """
 
 from __future__ import annotations
@@ -21,22 +21,21 @@ def decode_image(content: bytes, name: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
-        if image.mode in _SIXTEEN_BIT:
-            image = Image.fromarray(
-                (numpy.asarray(image).astype(numpy.float64) / 257).round().astype(numpy.uint8)
-            )
+        if image.mode in _SIXTEEN_BIT or image.mode == "F":
+            image = _eight_bits(image)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             rgba = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
         return image.convert("RGB")
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
+    except Exception as error:  # Pillow raises struct.error, TypeError, SyntaxError ... for damaged files
         raise ValueError(f"image {name} cannot be read ({error}): repair or remove it") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    values = numpy.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"its values (mode {image.mode}) have no known range: save it with 8 or 16 bits")
+    return Image.fromarray((values.astype(numpy.float64) / 257).round().astype(numpy.uint8))
 
 
 def resize_and_crop(

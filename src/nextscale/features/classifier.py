@@ -61,6 +61,7 @@ class Classifier(nn.Module):
         filters = (directions / (variance + 5e-4).sqrt()).T.flip(0)  # the largest variance first
         filters = torch.cat([filters, -filters])[: self.settings.stem_dim].view(-1, 3, 2, 2)
         self.stem.weight[: len(filters)] = filters.to(self.stem.weight)
+        assert self.stem.bias is not None
         nn.init.zeros_(self.stem.bias)
 
     def features(self, images_BCHW: Tensor) -> Tensor:

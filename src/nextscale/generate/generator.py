@@ -1,8 +1,9 @@
 """`Generator`: a tokenizer and a prior together make images, coarse to fine.
 
 Letters: B batch, S scales, L tokens of all scales, T tokens of one scale, V codes, C width of a code, H W
-    pixels, h w cells. Special here: one generation is one Python generator, `_tokens_of_scales`; whatever it
-    needs lives in its frame, so two can run side by side, and one that fails leaves nothing behind.
+pixels, h w cells.
+Special here: one generation is one Python generator, `_tokens_of_scales`; whatever it needs lives in its
+frame, so two can run side by side, and one that fails leaves nothing behind.
 """
 
 from __future__ import annotations

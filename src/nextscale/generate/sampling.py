@@ -2,8 +2,8 @@
 token.
 
 Letters: B batch, T tokens of one scale, V codes, C width of a code.
-Special here: every setting is a tensor with one value per image, so a batch may mix settings; and an image's
-draw reads only its own row, so neighbours cannot change it.
+Special here: every setting is a tensor with one value per image, so a batch may mix settings; and an
+image's draw reads only its own row, so neighbours cannot change it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """`NextScalePrior`: a transformer that predicts each token map from the coarser ones (paper, section 3.1,
 equation 5).
 
-Letters: B batch, S scales, L tokens of all scales, T tokens of one scale, V codes, C width of a code, D model
-    width. Special here: block-causal attention without a mask. The queries of a scale attend to the prefix of
-    keys that ends with their scale, in training (all scales of one pass) as in sampling (one scale a pass,
-    keys in a cache).
+Letters: B batch, S scales, L tokens of all scales, T tokens of one scale, V codes, C width of a code, D
+model width.
+Special here: block-causal attention without a mask. The queries of a scale attend to the prefix of keys
+that ends with their scale, in training (all scales of one pass) as in sampling (one scale a pass, keys in a
+cache).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The VQGAN encoder and decoder: images to a map of features and back.
 
 Letters: B batch, C width of a code, H W pixels, h w latent cells; H = reduction * h.
-Special here: a level's place in `levels` is its resolution (0 is full), so that encoder and decoder levels of
-one number belong together; the decoder walks them backwards.
+Special here: a level's place in `levels` is its resolution (0 is full), so that encoder and decoder levels
+of one number belong together; the decoder walks them backwards.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Level(nn.Module):
         settings: AutoencoderSettings,
     ) -> None:  # fmt: skip
         super().__init__()
-        groups, dropout = settings.norm_groups, settings.dropout
+        groups = settings.norm_groups
         self.blocks = nn.ModuleList(
-            ResidualBlock(dim_in if index == 0 else dim_out, dim_out, norm_groups=groups, dropout=dropout)
+            ResidualBlock(dim_in if index == 0 else dim_out, dim_out, norm_groups=groups)
             for index in range(num_blocks)
         )
         self.attentions = nn.ModuleList(
@@ -45,10 +45,10 @@ class Middle(nn.Module):
 
     def __init__(self, dim: int, settings: AutoencoderSettings) -> None:
         super().__init__()
-        groups, dropout = settings.norm_groups, settings.dropout
-        self.block1 = ResidualBlock(dim, dim, norm_groups=groups, dropout=dropout)
+        groups = settings.norm_groups
+        self.block1 = ResidualBlock(dim, dim, norm_groups=groups)
         self.attention = AttentionBlock(dim, norm_groups=groups) if settings.attention else nn.Identity()
-        self.block2 = ResidualBlock(dim, dim, norm_groups=groups, dropout=dropout)
+        self.block2 = ResidualBlock(dim, dim, norm_groups=groups)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.block2(self.attention(self.block1(x_BCHW)))

@@ -17,18 +17,17 @@ def group_norm(num_channels: int, num_groups: int) -> nn.GroupNorm:
 class ResidualBlock(nn.Module):
     """Norm, SiLU, convolution, twice, around a shortcut."""
 
-    def __init__(self, dim_in: int, dim_out: int, *, norm_groups: int, dropout: float) -> None:
+    def __init__(self, dim_in: int, dim_out: int, *, norm_groups: int) -> None:
         super().__init__()
         self.norm1 = group_norm(dim_in, norm_groups)
         self.conv1 = nn.Conv2d(dim_in, dim_out, 3, padding=1)
         self.norm2 = group_norm(dim_out, norm_groups)
-        self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(dim_out, dim_out, 3, padding=1)
         self.shortcut = nn.Conv2d(dim_in, dim_out, 1) if dim_in != dim_out else nn.Identity()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         hidden = self.conv1(F.silu(self.norm1(x_BCHW)))
-        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden))))
+        hidden = self.conv2(F.silu(self.norm2(hidden)))
         return self.shortcut(x_BCHW) + hidden
 
 

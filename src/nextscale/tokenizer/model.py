@@ -1,8 +1,9 @@
 """`Tokenizer`: images to a flat sequence of tokens, coarse to fine, and back.
 
-Letters: B batch, S scales, L tokens of all scales, V codes, C width of a code, H W pixels, h w latent cells.
-Special here: the quantiser runs in float32 whatever the autoencoder runs in, since one changed token changes
-all finer ones.
+Letters: B batch, S scales, L tokens of all scales, V codes, C width of a code, H W pixels, h w latent
+cells.
+Special here: the quantiser runs in float32 whatever the autoencoder runs in, since one changed token
+changes all finer ones.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Multi-scale residual vector quantisation (paper, section 3.2, algorithms 1 and 2), always in float32.
 
 Letters: B batch, S scales, L tokens of all scales, T tokens of one scale, V codes, C width of a code, h w
-    latent cells. Special here: there is one loop, `walk`. Encoding, decoding, teacher inputs, training and
-    generation differ only in how the code vectors of a scale are chosen, which is the function that they hand
-    to it; so they cannot disagree.
+latent cells.
+Special here: there is one loop, `walk`. Encoding, decoding, teacher inputs, training and generation differ
+only in how the code vectors of a scale are chosen, which is the function that they hand to it; so they
+cannot disagree.
 """
 
 from __future__ import annotations

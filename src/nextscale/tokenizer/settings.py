@@ -16,7 +16,6 @@ class AutoencoderSettings(BaseModel):
     num_res_blocks: int = Field(2, ge=1, description="residual blocks per level (the decoder has one more)")
     norm_groups: int = Field(32, ge=1, description="groups of every GroupNorm")
     attention: bool = Field(True, description="self-attention at the lowest resolution and in the middle")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside residual blocks")
 
     @property
     def reduction(self) -> int:

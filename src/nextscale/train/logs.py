@@ -5,11 +5,48 @@ the end.
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from torch import Tensor
+
 from nextscale import checkpoint
+
+
+class Meter:
+    """Means of what the steps report, and how fast they go."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was added, and start the clock anew."""
+        self.totals: dict[str, Tensor] = {}
+        self.steps, self.since = 0, time.perf_counter()
+
+    def add(self, numbers: Mapping[str, Tensor]) -> None:
+        """Add one step's scalars or vectors; nothing is read from the device."""
+        self.steps += 1
+        for name, value in numbers.items():
+            value = value.detach().float()
+            self.totals[name] = self.totals[name] + value if name in self.totals else value
+
+    def record(self) -> dict[str, float]:
+        """The means since the last record, a vector as one number per scale, and images per second."""
+        means: dict[str, float] = {}
+        for name, total in self.totals.items():
+            values = (total / self.steps).tolist()
+            if isinstance(values, list):
+                means.update({f"{name}_{index}": value for index, value in enumerate(values)})
+            else:
+                means[name] = values
+        means["images_per_second"] = self.steps * self.batch_size / (time.perf_counter() - self.since)
+        self.restart()
+        return means
 
 
 class RunLog:

@@ -6,21 +6,21 @@ Special here: everything random follows from the step, so the only state of the 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from nextscale import checkpoint
 from nextscale.data.loader import Batch
 from nextscale.train import saving
 from nextscale.train.ema import averaged_copy, update_average
-from nextscale.train.logs import RunLog, draw_curves
+from nextscale.train.logs import Meter, RunLog, draw_curves
 from nextscale.train.optimizer import build_optimizer, set_rates
 from nextscale.train.schedules import learning_rate, weight_decay
 from nextscale.train.settings import LoopSettings, OptimizerSettings
@@ -59,6 +59,53 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same from the first step to the last."""
+
+    task: Task
+    folder: Path
+    loop: LoopSettings
+    optimizer_settings: OptimizerSettings
+    optimizer: torch.optim.Optimizer
+    average: nn.Module
+
+    def step(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        """Forward, backward, clip, update. Returns what to log."""
+        loop, settings, parameters = self.loop, self.optimizer_settings, list(self.task.module.parameters())
+        rate = learning_rate(settings, step, num_steps=loop.num_steps, batch_size=loop.batch_size)
+        decay = weight_decay(settings, step, num_steps=loop.num_steps)
+        set_rates(self.optimizer, lr=rate, weight_decay=decay)
+        self.task.module.train()
+        device = parameters[0].device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=loop.precision == "bfloat16"):
+            loss, numbers = self.task.loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+        self.optimizer.step()
+        self.task.after_step(step)
+        update_average(self.average, self.task.module, decay=loop.ema_decay, step=step)
+        return {"loss": loss.detach(), "gradient_norm": norm, "lr": torch.tensor(rate), **numbers}
+
+    def save(self, step: int) -> None:
+        """A checkpoint after ``step`` steps."""
+        saving.save(
+            self.folder / "checkpoints", step=step, task=self.task, average=self.average,
+            optimizer=self.optimizer, keep=self.loop.keep,
+        )  # fmt: skip
+
+    def look(self, step: int, log: RunLog, limit: int | None) -> dict[str, float]:
+        """Score the averaged weights and make a picture with them."""
+        scores = self.task.evaluate(self.average, limit)
+        log.write("evaluate", step, scores)
+        picture = self.task.picture(self.average)
+        if picture is not None:
+            (self.folder / "pictures").mkdir(exist_ok=True)
+            Image.fromarray(picture).save(self.folder / "pictures" / f"step-{step:08d}.png")
+        return scores
+
+
 def train(
     task: Task, folder: Path, *, loop: LoopSettings, optimizer_settings: OptimizerSettings,
     say: Callable[[str], None], progress: bool = True,
@@ -77,106 +124,36 @@ def train(
         The scores of the finished model.
     """
     optimizer = build_optimizer(task.module, optimizer_settings, no_decay=task.no_decay)
-    average = averaged_copy(task.module)
+    run = _Run(task, folder, loop, optimizer_settings, optimizer, averaged_copy(task.module))
     first, complaints = saving.restore(
-        folder / "checkpoints", task=task, average=average, optimizer=optimizer
+        folder / "checkpoints", task=task, average=run.average, optimizer=optimizer
     )
     for complaint in complaints:
         say(f"checkpoint passed over: {complaint}")
     if first:
         say(f"going on after step {first} of {loop.num_steps}")
-
-    def look(step: int, log: RunLog, limit: int | None) -> dict[str, float]:
-        scores = task.evaluate(average, limit)
-        log.write("evaluate", step, scores)
-        picture = task.picture(average)
-        if picture is not None:
-            (folder / "pictures").mkdir(exist_ok=True)
-            Image.fromarray(picture).save(folder / "pictures" / f"step-{step:08d}.png")
-        return scores
-
-    scores: dict[str, float] = {}
     with RunLog(folder, first_step=first) as log:
-        bar = tqdm(total=loop.num_steps, initial=first, unit="step", disable=not progress, mininterval=1.0)
-        totals: dict[str, Tensor] = {}
-        last_record, since = time.perf_counter(), first
-        for step, batch in enumerate(task.batches(range(first, loop.num_steps)), start=first):
-            rate = learning_rate(
-                optimizer_settings, step, num_steps=loop.num_steps, batch_size=loop.batch_size
-            )
-            decay = weight_decay(optimizer_settings, step, num_steps=loop.num_steps)
-            set_rates(optimizer, lr=rate, weight_decay=decay)
-            numbers = _step(task, batch, optimizer, loop=loop, clip_norm=optimizer_settings.clip_norm)
-            task.after_step(step)
-            update_average(average, task.module, decay=loop.ema_decay, step=step)
-            _add(totals, numbers)
-            bar.update()
-            done = step + 1
-            if done % loop.log_every == 0 or done == loop.num_steps:
-                now = time.perf_counter()
-                record = _means(totals, done - since)
-                record |= {
-                    "lr": rate,
-                    "images_per_second": (done - since) * loop.batch_size / (now - last_record),
-                }
-                log.write("train", done, record)
-                bar.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
-                totals, last_record, since = {}, now, done
-            if done % loop.save_every == 0 and done < loop.num_steps:
-                saving.save(
-                    folder / "checkpoints",
-                    step=done,
-                    task=task,
-                    average=average,
-                    optimizer=optimizer,
-                    keep=loop.keep,
-                )
-            if done % loop.evaluate_every == 0 and done < loop.num_steps:
-                look(done, log, loop.evaluate_images)
-                last_record, since, totals = time.perf_counter(), done, {}
-        bar.close()
-        saving.save(
-            folder / "checkpoints",
-            step=loop.num_steps,
-            task=task,
-            average=average,
-            optimizer=optimizer,
-            keep=loop.keep,
-        )
-        task.export(average, folder / "model")
-        scores = look(loop.num_steps, log, None)
+        _all_steps(run, log, first, progress=progress)
+        run.save(loop.num_steps)
+        task.export(run.average, folder / "model")
+        scores = run.look(loop.num_steps, log, None)
     draw_curves(folder / "log.jsonl", folder / "curves.png")
     return scores
 
 
-def _step(
-    task: Task, batch: Batch, optimizer: torch.optim.Optimizer, *, loop: LoopSettings, clip_norm: float
-) -> dict[str, Tensor]:
-    """Forward, backward, clip, update. Returns what to log."""
-    parameters = list(task.module.parameters())
-    device = parameters[0].device.type
-    task.module.train()
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=loop.precision == "bfloat16"):
-        loss, numbers = task.loss(batch)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-    optimizer.step()
-    return {"loss": loss.detach(), "gradient_norm": norm.detach(), **numbers}
-
-
-def _add(totals: dict[str, Tensor], numbers: dict[str, Tensor]) -> None:
-    for name, value in numbers.items():
-        totals[name] = totals[name] + value.detach() if name in totals else value.detach().clone()
-
-
-def _means(totals: dict[str, Tensor], steps: int) -> dict[str, float]:
-    """Means over the steps; a vector becomes one number per scale."""
-    means: dict[str, float] = {}
-    for name, total in totals.items():
-        values = (total.float() / steps).tolist()
-        if isinstance(values, list):
-            means.update({f"{name}_{index}": value for index, value in enumerate(values)})
-        else:
-            means[name] = values
-    return means
+def _all_steps(run: _Run, log: RunLog, first: int, *, progress: bool) -> None:
+    """Train from step ``first``, and every so often log, save and look."""
+    loop, meter = run.loop, Meter(run.loop.batch_size)
+    with tqdm(total=loop.num_steps, initial=first, unit="step", disable=not progress, mininterval=1) as bar:
+        for done, batch in enumerate(run.task.batches(range(first, loop.num_steps)), start=first + 1):
+            meter.add(run.step(done - 1, batch))
+            bar.update()
+            if done % loop.log_every == 0 or done == loop.num_steps:
+                record = meter.record()
+                log.write("train", done, record)
+                bar.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
+            if done < loop.num_steps and done % loop.save_every == 0:
+                run.save(done)
+            if done < loop.num_steps and done % loop.evaluate_every == 0:
+                run.look(done, log, loop.evaluate_images)
+                meter.restart()

@@ -1,7 +1,7 @@
 """Which parameters decay, and one optimizer step.
 
-Special here: the groups cover every parameter exactly once. Matrices and kernels decay; biases, norms, gates,
-learned scales and embeddings do not (field practice of the released models).
+Special here: the groups cover every parameter exactly once. Matrices and kernels decay; biases, norms,
+gates, learned scales and embeddings do not (field practice of the released models).
 """
 
 from __future__ import annotations
