@@ -156,7 +156,7 @@ def slow_sample(
 
 def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     """Soft blobs of colour, as smooth as a photograph; ``size`` is (height, width)."""
-    coarse = numpy.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=numpy.uint8)
+    coarse = numpy.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=numpy.uint8)
     return Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)
 
 
