@@ -12,7 +12,7 @@ from nextscale import rng
 seeds = st.integers(0, 2**63 - 1)
 
 TOKEN_UNIFORMS = [0.011546754286331562, 0.24154919656271812, 0.11142585551493822]
-EPOCH_ORDER = [5, 1, 6, 4, 2, 3, 7, 0]
+EPOCH_ORDER = [3, 1, 4, 6, 7, 2, 5, 0]
 
 
 @given(

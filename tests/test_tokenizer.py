@@ -79,17 +79,6 @@ def test_without_attention_there_is_none() -> None:
     assert Tokenizer(plain, SCHEDULE).decode(_tokens()).shape == (3, 3, 8, 8)
 
 
-def test_dropout_acts_in_training_alone() -> None:
-    settings = tokenizer_settings()
-    leaky = settings.model_copy(
-        update={"autoencoder": settings.autoencoder.model_copy(update={"dropout": 0.5})}
-    )
-    tokenizer, images = Tokenizer(leaky, SCHEDULE), torch.rand(1, 3, 8, 8)
-    assert not torch.equal(tokenizer.features(images), tokenizer.features(images))
-    tokenizer.eval()
-    assert torch.equal(tokenizer.features(images), tokenizer.features(images))
-
-
 # the loop over scales, against the paper's algorithms written out
 
 
