@@ -1,6 +1,6 @@
 """The whole way, small: 32 pictures are learned by heart, then asked for by their labels.
 
-Special here: nothing is left to chance (no class dropout, no guidance, greedy), so label i must give picture i back.
+Special here: nothing is left to chance (no class dropout, no guidance, greedy), so label i gives picture i.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy
 import pytest
-from PIL import Image
 
 from models_for_tests import write_pictures
 from nextscale import Generator
@@ -18,6 +17,7 @@ from nextscale.data.loader import evaluation_batches
 from nextscale.data.sources import open_source
 from nextscale.evaluate.reconstruction import psnr
 from nextscale.pixels import to_model, to_uint8
+from nextscale.train import loop as train_loop
 from nextscale.train.logs import read_log
 from nextscale.train.run import train_run
 from nextscale.train.settings import PriorRun, TokenizerRun
@@ -25,12 +25,12 @@ from nextscale.train.settings import PriorRun, TokenizerRun
 COUNT = 32
 CASES: dict[str, dict[str, Any]] = {
     "square": {
-        "size": (16, 16), "sizes": ((1, 1), (2, 2), (4, 4)), "batch": 32, "steps": (120, 120),
-        "autoencoder": {"base_dim": 16, "multipliers": (1, 2, 2)}, "quality": 20,
+        "size": (16, 16), "sizes": ((1, 1), (2, 2), (4, 4)), "batch": 32, "steps": (90, 110),
+        "autoencoder": {"base_dim": 16, "multipliers": (1, 2, 2)}, "quality": 14,
     },
     "wide": {
-        "size": (32, 48), "sizes": ((1, 1), (2, 3), (4, 6)), "batch": 16, "steps": (70, 150),
-        "autoencoder": {"base_dim": 8, "multipliers": (1, 1, 2, 2)}, "quality": 12,
+        "size": (32, 48), "sizes": ((1, 1), (2, 3), (4, 6)), "batch": 16, "steps": (60, 140),
+        "autoencoder": {"base_dim": 8, "multipliers": (1, 1, 2, 2)}, "quality": 11,
     },
 }  # fmt: skip
 
@@ -55,7 +55,8 @@ def _train(case: dict[str, Any], folder: Path) -> Generator:
     prior = PriorRun(
         tokenizer_from=str(folder / "tokenizer" / "model"),
         prior={
-            "depth": 2, "model_dim": 64, "num_heads": 2, "drop_path": 0.0, "class_dropout": 0.0, "gate_init": 0.1
+            "depth": 2, "model_dim": 64, "num_heads": 2, "gate_init": 0.1,
+            "drop_path": 0.0, "class_dropout": 0.0,
         },
         cache_tokens=True,
         optimizer={**optimizer, "base_lr": 0.024},
@@ -70,7 +71,10 @@ def _train(case: dict[str, Any], folder: Path) -> Generator:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_pictures_learned_by_heart_come_back(name: str, tmp_path: Path) -> None:
+def test_pictures_learned_by_heart_come_back(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_loop, "draw_curves", lambda *_: None)
     case = CASES[name]
     generator = _train(case, tmp_path)
     source = open_source(tmp_path / "pictures")
@@ -84,12 +88,12 @@ def test_pictures_learned_by_heart_come_back(name: str, tmp_path: Path) -> None:
     assert result.tokens_BL is not None
     assert (result.tokens_BL == tokens).float().mean() > 0.95
     assert numpy.minimum(psnr(result.images, reconstructed), 99).mean() > 35
-    nearest = [psnr(pixels, numpy.broadcast_to(image, pixels.shape)).argmax() for image in result.images]
+    nearest = [
+        psnr(reconstructed, numpy.broadcast_to(image, pixels.shape)).argmax() for image in result.images
+    ]
     assert (numpy.array(nearest) == labels).mean() > 0.9
 
-    for stage in ("tokenizer", "prior"):
+    for stage, left in (("tokenizer", 0.9), ("prior", 0.4)):
         records = read_log(tmp_path / stage / "log.jsonl")
         losses = [record["loss"] for record in records if record["kind"] == "train"]
-        assert losses[-1] < 0.5 * losses[0]
-        with Image.open(tmp_path / stage / "curves.png") as curves:
-            assert curves.width > 500
+        assert losses[-1] < left * losses[0]
