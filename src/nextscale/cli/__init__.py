@@ -22,12 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.refuse_unknown(options.command, rest)
     try:
         options.run(options, rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         sys.stderr.write(f"nextscale: {' '.join(str(error).split())}\n")
         return 2
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         sys.stderr.write("nextscale: stopped; run the same command again to go on\n")
         return 130

@@ -28,6 +28,10 @@ _GRID_PER_CLASS = 10
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Score a model and print the scores as JSON."""
+    if options.num_samples < 0 or (options.limit is not None and options.limit < 1):
+        raise ValueError(
+            f"--num-samples {options.num_samples} must be at least 0 and --limit {options.limit} at least 1"
+        )
     out = Path(options.out) if options.out else None
     if out is not None:
         check_new_folder(out)
@@ -73,7 +77,8 @@ def _score_samples(generator: Generator, options: argparse.Namespace) -> tuple[d
     images = sample_images(generator, labels, seeds, batch=50, settings=settings)
     agreed = class_agreement(images, labels, classifier)
     per_class = {
-        name: float(agreed[number::count].mean()) for number, name in enumerate(generator.class_names)
+        name: float(agreed[number::count].mean())
+        for number, name in enumerate(generator.class_names[: len(images)])
     }
     used = {**generator.settings.sampling.model_dump(), **settings}
     shown = [image for number in range(count) for image in images[number::count][:_GRID_PER_CLASS]]

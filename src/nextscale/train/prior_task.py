@@ -91,7 +91,7 @@ class PriorTask:
             if list(kept) == [wanted] and len(kept[wanted]) == len(self.source.labels):
                 return kept[wanted]
         parts = []
-        bar = tqdm(total=len(self.source.labels), unit="image", desc="encoding")
+        bar = tqdm(total=len(self.source.labels), unit="image", desc="encoding", disable=None)
         for pixels, _ in evaluation_batches(self.source, size=self.tokenizer.image_size, batch_size=100):
             parts.append(self._encode(to_model(pixels)).int().cpu())
             bar.update(len(pixels))
