@@ -78,7 +78,7 @@ def test_building_converts_text() -> None:
         ({"loop": {"num_steps": "ten"}}, "here: loop.num_steps is 'ten': .*integer"),
         ({"loop": {"num_steps": 0}}, "here: loop.num_steps is 0: .*greater than or equal to 1"),
         ({"loop": {"num_stepz": 5}}, "here: unknown key loop.num_stepz; did you mean loop.num_steps?"),
-        ({"lop": {}}, "here: unknown key lop"),
+        ({"lop": {}}, "here: unknown key lop; did you mean loop?"),
         ({"loop": {"precision": "half"}}, "here: loop.precision is 'half': .*'float32' or 'bfloat16'"),
         ({"prior": {"kind": "diffusion"}}, "here: prior.kind is 'diffusion'"),
         ({"data": {"flip": "perhaps"}}, "here: data.flip is 'perhaps'"),

@@ -166,6 +166,24 @@ def test_without_a_whole_checkpoint_a_run_starts_anew(
     _assert_same_end(folder, expected)
 
 
+def test_a_look_that_was_cut_short_is_taken_again(
+    home: Path, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints are written before the averaged weights are looked at."""
+    expected, _ = undisturbed("prior")
+    run, folder = _run("prior", home, save_every=6), tmp_path / "run"
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PriorTask, "evaluate", fail)
+        with pytest.raises(KeyboardInterrupt):
+            _train(run, folder)
+    assert "going on after step 6 of 12" in _train(run, folder)[1]
+    assert _without_times(folder) == _without_times(expected)
+
+
 def test_a_finished_run_that_is_started_again_changes_nothing(
     undisturbed: Any, home: Path, tmp_path: Path
 ) -> None:
@@ -173,6 +191,7 @@ def test_a_finished_run_that_is_started_again_changes_nothing(
     folder = Path(shutil.copytree(expected, tmp_path / "run"))
     again, said = _train(_run("prior", home), folder)
     assert again == scores and "going on after step 12 of 12" in said
+    assert read_log(folder / "log.jsonl") == read_log(expected / "log.jsonl")
     _assert_same_end(folder, expected)
 
 

@@ -105,10 +105,12 @@ def build(model: type[Settings], tree: Mapping[str, Any], *, source: str) -> Set
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
+        # an unknown key first: what is missing may just be misspelt
+        first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
         path = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = [known_path for known_path, _ in setting_paths(model)]
+            paths = [known_path for known_path, _ in setting_paths(model)]
+            known = [*paths, *sorted({known_path.rpartition(".")[0] for known_path in paths} - {""})]
             message = f"{source}: unknown key {path}{nearest(path, known)}"
         elif first["type"] == "missing":
             message = f"{source}: {path} is missing"

@@ -28,10 +28,10 @@ _GRID_PER_CLASS = 10
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Score a model and print the scores as JSON."""
-    if options.num_samples < 0 or (options.limit is not None and options.limit < 1):
-        raise ValueError(
-            f"--num-samples {options.num_samples} must be at least 0 and --limit {options.limit} at least 1"
-        )
+    if options.num_samples < 0:
+        raise ValueError(f"--num-samples {options.num_samples} must be at least 0")
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"--limit {options.limit} must be at least 1")
     out = Path(options.out) if options.out else None
     if out is not None:
         check_new_folder(out)

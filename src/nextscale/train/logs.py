@@ -72,9 +72,10 @@ class RunLog:
                 self.writer.add_scalar(f"{kind}/{name}", value, step)
 
     def _forget_from(self, step: int) -> None:
-        """Drop records of steps that a resumed run is about to repeat."""
+        """Drop records of what a resumed run is about to repeat: later steps, and the look at this one."""
         if self.path.exists():
-            kept = [record for record in read_log(self.path) if record["step"] <= step]
+            records = [record for record in read_log(self.path) if record["step"] <= step]
+            kept = [record for record in records if (record["kind"], record["step"]) != ("evaluate", step)]
             checkpoint.write_file(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def __enter__(self) -> RunLog:

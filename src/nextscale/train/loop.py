@@ -143,7 +143,10 @@ def train(
 
 def _all_steps(run: _Run, log: RunLog, first: int, *, progress: bool) -> None:
     """Train from step ``first``, and every so often log, save and look."""
-    loop, meter = run.loop, Meter(run.loop.batch_size)
+    loop = run.loop
+    if first < loop.num_steps and first and first % loop.evaluate_every == 0:
+        run.look(first, log, loop.evaluate_images)  # a checkpoint is written before its look
+    meter = Meter(loop.batch_size)
     with tqdm(total=loop.num_steps, initial=first, unit="step", disable=not progress, mininterval=1) as bar:
         for done, batch in enumerate(run.task.batches(range(first, loop.num_steps)), start=first + 1):
             meter.add(run.step(done - 1, batch))
