@@ -95,6 +95,8 @@ def test_building_names_what_is_wrong_in_one_line(changes: dict[str, Any], messa
 def test_building_names_what_is_missing_and_what_a_class_itself_refuses() -> None:
     with pytest.raises(ValueError, match=r"here: prior is missing$"):
         build(PriorRun, {}, source="here")
+    with pytest.raises(ValueError, match=r"here: unknown key priorr; did you mean prior\?$"):
+        build(PriorRun, {"priorr": {"depth": 3}}, source="here")
     tree = {"schedule": {"sizes": [[3, 3], [2, 2]]}, "tokenizer": {}}
     with pytest.raises(ValueError, match=r"here: schedule.sizes: scale \(3, 3\) does not fit: each side"):
         build(TokenizerRun, tree, source="here")
