@@ -77,6 +77,7 @@ def _refused(line: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("sample model --per-label 0", "--per-label 0 and --batch 50 must be at least 1"),
         ("sample model --batch 0", "must be at least 1"),
         ("sample model --device nonsense", "device 'nonsense' is not available here"),
+        ("sample model --device meta", "device 'meta' is not available here"),
         ("sample model --out full", "full exists and is not empty: give another --out"),
         ("sample model --out full/notes.txt", "full/notes.txt is a file: give another --out"),
         ("sample model --tok-p 0.5", "sample does not know '--tok-p'; did you mean --top-p?"),

@@ -143,6 +143,7 @@ def _rename_a_tensor(folder: Path) -> None:
         (_drop("config.json"), "is no model folder: it holds no config.json"),
         (_drop("prior.safetensors"), "prior.safetensors does not exist"),
         (_config(colour="red"), "config.json is not a valid model config: .*colour"),
+        (_config(format_version=2), "config.json is not a valid model config: .*format_version"),
         (_config(prior__depht=3), "config.json is not a valid model config: .*depht"),
         (_config(prior__depth="three"), "config.json is not a valid model config: .*depth"),
         (_config(schedule__sizes=[[9, 9], [4, 4]]), r"config.json is not a valid .*scale \(9, 9\)"),

@@ -32,10 +32,12 @@ def test_labels() -> None:
         ("frogg", "unknown class 'frogg': this model knows airplane, .*, truck; did you mean 'frog'?"),
         ("-1", "unknown class '-1': this model knows airplane"),
         ("", "unknown class ''"),
+        (1.5, "label 1.5 is neither the number of a class nor its name nor None"),
+        (True, "label True is neither"),
         ("²", "unknown class '²'"),
     ],
 )
-def test_labels_that_no_class_has(label: int | str, message: str) -> None:
+def test_labels_that_no_class_has(label: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve_label(label, CLASSES)
 

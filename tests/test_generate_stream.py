@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models_for_tests import model_settings, random_generator
+from models_for_tests import VOCAB, model_settings, random_generator
 from nextscale import Generator
+from nextscale.generate import generator as generator_module
 from nextscale.generate.generator import Preview, Result
+from nextscale.rng import code_uniforms
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,20 @@ def test_smooth_makes_pictures_without_tokens(generator: Generator) -> None:
     )  # sums of the small differences between batch sizes, sharpened by the mixture's low temperature
     other = generator([1], seeds=[5], smooth=True, guidance=1.5, top_k=20)
     assert not torch.allclose(other.images_BCHW, alone[0].images_BCHW, atol=2e-2)
+
+
+def test_smooth_draws_anew_for_every_image_and_scale(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[int, ...]] = []
+
+    def spy(*key: int) -> numpy.ndarray:
+        drawn.append(key)
+        return code_uniforms(*key)
+
+    monkeypatch.setattr(generator_module, "code_uniforms", spy)
+    generator([1, 2], seeds=[8, 9], smooth=True)
+    assert drawn == [(seed, scale, (scale + 1) ** 2, VOCAB) for scale in range(4) for seed in (8, 9)]
 
 
 @pytest.mark.parametrize("smooth", [False, True])

@@ -1,4 +1,4 @@
-"""Images to tokens and back: shapes, the loop over scales against the paper's algorithms, gradients."""
+"""Images to tokens and back: shapes, the loop over scales against the paper's algorithms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from models_for_tests import SIZES, VOCAB, make_loud, tokenizer_settings
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.model import Tokenizer
-from nextscale.tokenizer.quantizer import MultiScaleQuantizer, Phi
 from nextscale.tokenizer.settings import AutoencoderSettings, QuantizerSettings, TokenizerSettings
 
 SCHEDULE = ScaleSchedule(sizes=SIZES)
@@ -178,125 +177,6 @@ def test_one_scale() -> None:
     tokens = tokenizer.encode(_images(tokenizer))
     assert tokenizer.teacher_inputs(tokens).shape == (3, 0, 6)
     assert tokenizer.decode(tokens).shape == (3, 3, 8, 8)
-
-
-# codes and phis
-
-
-@pytest.mark.parametrize(
-    ("num_phis", "expected"),
-    [(0, (0, 1, 2, 3)), (1, (0, 0, 0, 0)), (2, (0, 0, 1, 1)), (4, (0, 1, 2, 3))],
-)
-def test_phis_are_shared_as_set(num_phis: int, expected: tuple[int, ...]) -> None:
-    quantizer = _tokenizer(num_phis=num_phis).quantizer
-    assert len(quantizer.phis) == (num_phis or 4) and quantizer.phi_of_scale == expected
-
-
-def test_a_given_choice_of_phis_goes_before_the_rule() -> None:
-    tokenizer, tokens = _tokenizer(num_phis=2), _tokens()
-    other = _tokenizer(num_phis=2, phi_of_scale=(1, 1, 0, 0))
-    other.load_state_dict(tokenizer.state_dict())
-    assert other.quantizer.phi_of_scale == (1, 1, 0, 0)
-    assert not torch.allclose(other.decode(tokens), tokenizer.decode(tokens), atol=1e-2)
-
-
-@pytest.mark.parametrize("wrong", [(0, 1, 2), (0, 1, 2, 4), (0, 1, 2, -1)], ids=str)
-def test_a_choice_that_names_no_phi(wrong: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="must name one of 4 phis for each of 4 scales"):
-        MultiScaleQuantizer(QuantizerSettings(code_dim=4, num_phis=4, phi_of_scale=wrong), SCHEDULE)
-
-
-def test_the_share_of_the_convolution() -> None:
-    maps = torch.randn(2, 6, 4, 4)
-    phi = Phi(6, 0.25)
-    convolved = F.conv2d(maps, phi.weight, phi.bias, padding=1)
-    assert torch.allclose(phi(maps), 0.75 * maps + 0.25 * convolved, atol=1e-6)
-    assert torch.equal(Phi(6, 0.0)(maps), maps)
-
-
-def test_the_nearest_code_by_distance_or_direction() -> None:
-    found = {}
-    for unit_codes in (False, True):
-        quantizer = _tokenizer(unit_codes=unit_codes).quantizer
-        with torch.no_grad():
-            quantizer.codebook.weight.zero_()
-            quantizer.codebook.weight[:, 0] = -100.0
-            quantizer.codebook.weight[3] = torch.tensor([1.0, 0, 0, 0, 0, 0])
-            quantizer.codebook.weight[5] = torch.tensor([9.0, 9, 0, 0, 0, 0])
-        vectors = torch.tensor([[2.0, 1.9, 0, 0, 0, 0], [9.0, 1, 0, 0, 0, 0]])
-        found[unit_codes] = quantizer.nearest(vectors[:, None]).flatten().tolist()
-    assert found == {False: [3, 5], True: [5, 3]}
-
-
-def test_unit_codes_still_enter_the_map_at_their_own_length() -> None:
-    tokenizer, tokens = _tokenizer(unit_codes=True), _tokens()
-    plain = _tokenizer(unit_codes=False)
-    plain.load_state_dict(tokenizer.state_dict())
-    assert torch.equal(tokenizer.decode(tokens), plain.decode(tokens))
-    images = _images(tokenizer)
-    assert not torch.equal(tokenizer.encode(images), plain.encode(images))
-
-
-def test_the_quantiser_stays_in_float32_under_autocast() -> None:
-    tokenizer, tokens = _tokenizer(), _tokens()
-    inputs, images = tokenizer.teacher_inputs(tokens), _images(tokenizer)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(tokenizer.teacher_inputs(tokens), inputs)
-        features = tokenizer.features(images)
-        assert features.dtype == torch.bfloat16
-        assert torch.equal(tokenizer.encode(images), tokenizer.quantizer.encode(features.float()))
-        decoded, quantized = tokenizer(images)
-    assert quantized.features_BChw.dtype == torch.float32 and quantized.codebook_loss.dtype == torch.float32
-    assert decoded.isfinite().all()
-
-
-# gradients
-
-
-def test_every_parameter_gets_a_gradient() -> None:
-    for num_phis in (0, 1, 4):
-        tokenizer = _tokenizer(num_phis=num_phis, vocab_size=8).train()
-        images = _images(tokenizer, 8)
-        decoded, quantized = tokenizer(images)
-        loss = (decoded - images).square().mean() + quantized.codebook_loss + quantized.commitment_loss
-        loss.backward()
-        for name, parameter in tokenizer.named_parameters():
-            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
-
-
-def test_the_gradient_passes_straight_through_to_the_encoder() -> None:
-    """What the decoder wishes of its input arrives unchanged at the features, and nowhere else."""
-    tokenizer = _tokenizer()
-    features = torch.randn(2, 6, 4, 4, requires_grad=True)
-    quantized = tokenizer.quantizer(features)
-    assert torch.allclose(
-        quantized.features_BChw, list(tokenizer.quantizer.maps(quantized.tokens_BL))[-1], atol=1e-5
-    )
-    wish = torch.randn(2, 6, 4, 4)
-    (quantized.features_BChw * wish).sum().backward(retain_graph=True)
-    assert features.grad is not None and torch.equal(features.grad, wish)
-    assert tokenizer.quantizer.codebook.weight.grad is None
-    assert all(parameter.grad is None for parameter in tokenizer.quantizer.phis.parameters())
-
-
-def test_each_loss_pulls_its_own_side() -> None:
-    quantizer = _tokenizer().quantizer
-    for loss, moved in (("codebook_loss", False), ("commitment_loss", True)):
-        features = torch.randn(2, 6, 4, 4, requires_grad=True)
-        quantizer.zero_grad(set_to_none=True)
-        getattr(quantizer(features), loss).backward()
-        assert (features.grad is not None and bool(features.grad.abs().max() > 0)) is moved
-        weight = quantizer.codebook.weight.grad
-        assert (weight is not None and bool(weight.abs().max() > 0)) is not moved
-
-
-def test_losses_are_means_over_the_scales() -> None:
-    tokenizer = _tokenizer()
-    features = torch.randn(2, 6, 4, 4)
-    quantized = tokenizer.quantizer(features)
-    errors = [(part - features).square().mean() for part in tokenizer.quantizer.maps(quantized.tokens_BL)]
-    assert quantized.codebook_loss.item() == pytest.approx(sum(errors).item() / 4, rel=1e-5)
-    assert quantized.commitment_loss.item() == pytest.approx(sum(errors).item() / 4, rel=1e-5)
 
 
 # what users get wrong

@@ -22,7 +22,7 @@ def choose_device(name: str | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # the meta device holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"device {name!r} is not available here ({str(error).splitlines()[0]}); try cpu"

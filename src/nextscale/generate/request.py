@@ -49,6 +49,8 @@ def resolve_label(label: Label, class_names: Sequence[str]) -> int:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"unknown class {label!r}: this model knows {_some(class_names)}{hint}")
         label = int(label)
+    if isinstance(label, bool) or not isinstance(label, (int, numpy.integer)):
+        raise ValueError(f"label {label!r} is neither the number of a class nor its name nor None")
     if not 0 <= label < count:
         raise ValueError(
             f"label {label} is out of range: this model knows 0 to {count - 1} ({_some(class_names)})"

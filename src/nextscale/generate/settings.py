@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from nextscale.prior.settings import PriorSettings
@@ -25,7 +27,7 @@ class ModelSettings(BaseModel):
     """The ``config.json`` of a model folder: one place that training, sampling and evaluation all read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    format_version: int = 1
+    format_version: Literal[1] = Field(1, description="of the folder; older software refuses a newer one")
     schedule: ScaleSchedule
     tokenizer: TokenizerSettings
     prior: PriorSettings | None = None

@@ -1,0 +1,60 @@
+"""Trainings of twelve steps, with every kind of chance in them, for tests of whole runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models_for_tests import SIZES, model_settings, random_generator, write_pictures
+from nextscale import Generator
+from nextscale.train import loop as train_loop
+from nextscale.train.run import train_run
+from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
+
+Run = TokenizerRun | PriorRun | ClassifierRun
+STEPS = 12
+LOOP = {
+    "batch_size": 4, "num_steps": STEPS, "precision": "float32", "ema_decay": 0.8,
+    "log_every": 3, "save_every": 4, "evaluate_every": 6, "evaluate_images": 3,
+}  # fmt: skip
+
+
+def make_home(folder: Path) -> Path:
+    """Put pictures of three classes into a folder, and a tokenizer to train priors on."""
+    write_pictures(folder / "pictures", 20, (10, 9), num_classes=3)
+    settings = model_settings().model_copy(update={"prior": None})
+    Generator(settings, random_generator(settings=model_settings()).tokenizer).save(folder / "given")
+    return folder
+
+
+def tiny_run(kind: str, home: Path, **loop: Any) -> Run:
+    """A run of twelve steps on what `make_home` made; ``loop`` changes settings of the loop."""
+    common: dict[str, Any] = {
+        "data": {"source": str(home / "pictures"), "enlarge": 1.25, "flip": True},
+        "optimizer": {"base_lr": 0.1, "warmup_share": 0.1, "clip_norm": 1.0},
+        "loop": {**LOOP, **loop},
+    }
+    if kind == "tokenizer":
+        tokenizer = model_settings().tokenizer
+        # codes are moved during the run: idle counters must survive
+        return TokenizerRun(
+            schedule={"sizes": SIZES}, tokenizer=tokenizer, losses={"reset_after": 3}, **common
+        )
+    if kind == "prior":
+        prior = {"depth": 2, "model_dim": 16, "num_heads": 2, "drop_path": 0.3, "class_dropout": 0.3}
+        return PriorRun(tokenizer_from=str(home / "given"), prior=prior, **common)
+    common["data"] |= {"enlarge": 1.0}
+    return ClassifierRun(
+        classifier={"image_size": 8, "stem_dim": 8, "dims": (8, 8)}, max_shift=1, cut_out=3, **common
+    )
+
+
+def train_quietly(run: Run, folder: Path, *, curves: bool = False) -> tuple[dict[str, float], list[str]]:
+    """Scores, and what was said. Drawing takes longer than these trainings: most leave it out."""
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        if not curves:
+            patch.setattr(train_loop, "draw_curves", lambda *_: None)
+        return train_run(run, folder, device="cpu", say=said.append, progress=False), said

@@ -1,0 +1,78 @@
+"""Runs that are refused: folders that belong to something else, data and settings that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models_for_tests import write_pictures
+from nextscale.train.settings import PriorRun, TokenizerRun
+from runs_for_tests import make_home, tiny_run, train_quietly
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_home(tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path) -> Path:
+    """The folder of a finished run."""
+    train_quietly(tiny_run("prior", home), home / "prior")
+    return home / "prior"
+
+
+@pytest.mark.parametrize(
+    ("kind", "loop", "message"),
+    [
+        ("prior", {"num_steps": 13}, "holds a run with loop.num_steps = 12, not 13: give the same settings"),
+        ("prior", {"seed": 1}, "holds a run with loop.seed = 0, not 1"),
+        ("tokenizer", {}, "holds a run with tokenizer_from = .*, not None"),
+    ],
+)
+def test_another_run_into_the_same_folder(
+    kind: str, loop: dict[str, Any], message: str, home: Path, finished: Path
+) -> None:
+    before = {item: item.stat().st_mtime_ns for item in finished.rglob("*")}
+    with pytest.raises(ValueError, match=message):
+        train_quietly(tiny_run(kind, home, **loop), finished)
+    assert {item: item.stat().st_mtime_ns for item in finished.rglob("*")} == before
+
+
+def test_a_folder_that_is_no_run(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists and is no run of nextscale: give another --out"):
+        train_quietly(tiny_run("prior", home), tmp_path)
+    assert [item.name for item in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer_from": ""}, "no tokenizer given: set --tokenizer_from"),
+        ({"tokenizer_from": "nowhere"}, "no model 'nowhere'"),
+        ({"sampling": {"top_k": 49}}, "top_k 49 exceeds the 48 codes of the tokenizer"),
+        ({"prior": {"depth": 1, "model_dim": 5, "num_heads": 2}}, "not divisible by num_heads"),
+        ({"data": {"source": ""}}, "no data source given"),
+        ({"data": {"source": "nowhere"}}, "nowhere does not exist"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    changes: dict[str, Any], message: str, home: Path, tmp_path: Path
+) -> None:
+    run = PriorRun.model_validate({**tiny_run("prior", home).model_dump(), **changes})
+    with pytest.raises(ValueError, match=message):
+        train_quietly(run, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_images_of_other_classes(home: Path, tmp_path: Path) -> None:
+    other = write_pictures(tmp_path / "other", 4, (9, 9), num_classes=2)
+    data = {"source": str(home / "pictures"), "validation": str(other)}
+    run = TokenizerRun.model_validate({**tiny_run("tokenizer", home).model_dump(), "data": data})
+    with pytest.raises(ValueError, match="both must have the same ones"):
+        train_quietly(run, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
