@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nextscale.generate.folder import build_prior
-from nextscale.generate.generator import Generator
+from nextscale.generate.generator import Generator, Result
 from nextscale.generate.settings import ModelSettings, SamplingSettings
 from nextscale.prior.next_scale import NextScalePrior
 from nextscale.prior.settings import PriorSettings
@@ -30,7 +30,12 @@ from nextscale.tokenizer.settings import AutoencoderSettings, QuantizerSettings,
 
 SIZES = ((1, 1), (2, 2), (3, 3), (4, 4))
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-VOCAB = 48
+VOCAB, CODE_DIM = 48, 6
+SCHEDULE = ScaleSchedule(sizes=SIZES)
+#: Every kind of block.
+PRIOR_KINDS: list[dict[str, Any]] = [
+    {"shared_adaln": shared, "unit_qk": unit} for shared in (False, True) for unit in (True, False)
+]
 
 
 def tokenizer_settings(*, levels: int = 2, **quantizer: Any) -> TokenizerSettings:
@@ -39,7 +44,9 @@ def tokenizer_settings(*, levels: int = 2, **quantizer: Any) -> TokenizerSetting
         autoencoder=AutoencoderSettings(
             base_dim=8, multipliers=(1,) * levels, num_res_blocks=1, norm_groups=4, attention=True
         ),
-        quantizer=QuantizerSettings(**{"vocab_size": VOCAB, "code_dim": 6, "num_phis": 4, **quantizer}),
+        quantizer=QuantizerSettings(
+            **{"vocab_size": VOCAB, "code_dim": CODE_DIM, "num_phis": 4, **quantizer}
+        ),
     )
 
 
@@ -73,6 +80,45 @@ def random_generator(settings: ModelSettings | None = None, *, seed: int = 0) ->
     for module in (tokenizer, prior):
         module.eval().requires_grad_(False)
     return Generator(settings, tokenizer, prior)
+
+
+def tokens_of(result: Result) -> Tensor:
+    """The tokens of a result that has some: int64 (B, L)."""
+    assert result.tokens_BL is not None
+    return result.tokens_BL
+
+
+def loud_tokenizer(schedule: ScaleSchedule, *, levels: int = 2, **quantizer: Any) -> Tokenizer:
+    """A tokenizer alone."""
+    tokenizer = Tokenizer(tokenizer_settings(levels=levels, **quantizer), schedule)
+    make_loud(tokenizer)
+    return tokenizer.eval()
+
+
+def random_images(tokenizer: Tokenizer, batch: int = 3) -> Tensor:
+    """float32 (B, 3, H, W) in [-1, 1] of a tokenizer's size."""
+    return torch.rand(batch, 3, *tokenizer.image_size) * 2 - 1
+
+
+def random_tokens(schedule: ScaleSchedule, batch: int = 3) -> Tensor:
+    """int64 (B, L)."""
+    return torch.randint(VOCAB, (batch, schedule.num_tokens))
+
+
+def lone_prior(schedule: ScaleSchedule, *, loud: bool = True, **changes: Any) -> NextScalePrior:
+    """A prior alone, of ten classes and codes of width 6."""
+    prior = NextScalePrior(
+        prior_settings(**changes), schedule, vocab_size=VOCAB, code_dim=CODE_DIM, num_classes=len(CLASSES)
+    )
+    if loud:
+        make_loud(prior)
+    return prior
+
+
+def prior_inputs(schedule: ScaleSchedule, batch: int = 3) -> tuple[Tensor, Tensor]:
+    """Labels int64 (B,), the second one unconditional, and teacher inputs float32 (B, L - first, C)."""
+    length = schedule.num_tokens - schedule.num_cells[0]
+    return torch.tensor([1, 10, 4])[:batch], torch.randn(batch, length, CODE_DIM)
 
 
 @torch.no_grad()

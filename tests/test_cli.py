@@ -147,9 +147,9 @@ def test_reconstructing_files_a_folder_and_a_parquet_file(
         assert sorted(item.name for item in (here / out).iterdir()) == ["scores.json", "side_by_side.png"]
         scores = json.loads((here / out / "scores.json").read_text())
         assert len(scores["psnr"]) == count
-        assert scores["psnr_mean"] == pytest.approx(sum(scores["psnr"].values()) / count)
+        assert scores["psnr_mean"] == pytest.approx(sum(item["psnr"] for item in scores["psnr"]) / count)
     assert _pixels(here / "files" / "side_by_side.png").shape[2] == 3
-    names = list(json.loads((here / "few" / "scores.json").read_text())["psnr"])
+    names = [item["image"] for item in json.loads((here / "few" / "scores.json").read_text())["psnr"]]
     assert [Path(name).name for name in names] == ["000.png", "004.png", "003.png"]  # spread over the folder
 
 

@@ -64,11 +64,7 @@ def test_training_from_a_recipe_with_changes(here: Path, capsys: pytest.CaptureF
         "2",
     ]
     for stage in ("tokenizer", "prior", "classifier"):
-        more = (
-            ["--tokenizer-from", "runs/tiny-tokenizer/model", "--cache_tokens", "true"]
-            if stage == "prior"
-            else []
-        )
+        more = ["--tokenizer-from", "runs/tiny-tokenizer/model"] if stage == "prior" else []
         assert main(["train", stage, "tiny.toml", *changes, *more]) == 0
         out, err = capsys.readouterr()
         folder = here / "runs" / f"tiny-{stage}"

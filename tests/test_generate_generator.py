@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models_for_tests import CLASSES, SIZES, model_settings, random_generator, slow_sample
+from models_for_tests import CLASSES, SIZES, model_settings, random_generator, slow_sample, tokens_of
 from nextscale import Generator
 from nextscale.generate.generator import Result
 
@@ -28,13 +28,10 @@ def generator() -> Generator:
     return random_generator(model_settings(num_phis=0))
 
 
-def _tokens(result: Result) -> Tensor:
-    assert result.tokens_BL is not None
-    return result.tokens_BL
-
-
 def _same(first: Result, second: Result) -> bool:
-    return torch.equal(first.images_BCHW, second.images_BCHW) and torch.equal(_tokens(first), _tokens(second))
+    return torch.equal(first.images_BCHW, second.images_BCHW) and torch.equal(
+        tokens_of(first), tokens_of(second)
+    )
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -45,8 +42,8 @@ def test_the_cache_against_whole_passes(generator: Generator, settings: dict[str
         slow_sample(generator, 10 if label is None else label, seed, **settings)
         for label, seed in zip(labels, seeds, strict=True)
     ]
-    assert torch.equal(_tokens(result), torch.cat(slow))
-    assert torch.equal(result.images_BCHW, generator.tokenizer.decode(_tokens(result)))
+    assert torch.equal(tokens_of(result), torch.cat(slow))
+    assert torch.equal(result.images_BCHW, generator.tokenizer.decode(tokens_of(result)))
     assert result.images_BCHW.shape == (4, 3, 8, 8) and result.images.shape == (4, 8, 8, 3)
 
 
@@ -68,13 +65,13 @@ def test_other_schedules_and_priors_against_whole_passes(
     model = random_generator(model_settings(sizes=sizes, prior=prior))
     result = model([1, 4], seeds=[3, 5], guidance=1.5)
     slow = [slow_sample(model, label, seed, guidance=1.5) for label, seed in ((1, 3), (4, 5))]
-    assert torch.equal(_tokens(result), torch.cat(slow))
+    assert torch.equal(tokens_of(result), torch.cat(slow))
     assert result.images_BCHW.shape == (2, 3, 2 * sizes[-1][0], 2 * sizes[-1][1])
 
 
 def test_samples_are_not_degenerate(generator: Generator) -> None:
     """Whatever the other tests compare is worth comparing: tokens vary over images and places."""
-    tokens = _tokens(generator(list(range(10)), seeds=range(10)))
+    tokens = tokens_of(generator(list(range(10)), seeds=range(10)))
     assert len(tokens.unique(dim=0)) == 10 and len(tokens.unique()) > 20
     assert generator.tokenizer.decode(tokens).std() > 0.1
 
@@ -95,7 +92,7 @@ def test_teacher_inputs_are_what_generation_met_to_the_bit(
     monkeypatch.setattr(generator.prior, "step", spy)
     result = generator([1, 2, 3], seeds=[0, 1, 2], guidance=guidance)
     inputs_BLC = torch.cat(met, dim=1)
-    expected = generator.tokenizer.teacher_inputs(_tokens(result))
+    expected = generator.tokenizer.teacher_inputs(tokens_of(result))
     assert expected.shape == (3, 29, 6) and expected.abs().mean() > 0.1
     assert len(inputs_BLC) == (6 if guidance else 3)
     for branch in inputs_BLC.split(3):
@@ -113,10 +110,10 @@ def test_one_at_a_time_or_in_a_batch_with_settings_of_their_own(generator: Gener
         "top_p": [1.0, 0.9, 0.5, 0.99, 0.3, 0.8, 1.0, 0.6] * 2,
         "temperature": [1.0, 0.7, 1.6, 1.0] * 4,
     }
-    together = _tokens(generator(labels, seeds=range(100, 116), **settings))
+    together = tokens_of(generator(labels, seeds=range(100, 116), **settings))
     alone = torch.cat(
         [
-            _tokens(
+            tokens_of(
                 generator(
                     [labels[i]], seeds=[100 + i], **{name: values[i] for name, values in settings.items()}
                 )
@@ -137,7 +134,7 @@ def test_an_image_does_not_depend_on_its_neighbours(generator: Generator) -> Non
     ]
     for settings in neighbours:
         result = generator([3, "ship", None], seeds=[7, 7, 8], **settings)
-        assert torch.equal(_tokens(result)[:1], _tokens(alone))
+        assert torch.equal(tokens_of(result)[:1], tokens_of(alone))
         assert torch.allclose(result.images_BCHW[:1], alone.images_BCHW, atol=1e-5)
 
 
@@ -146,8 +143,8 @@ def test_greedy_images_with_ties_do_not_depend_on_their_neighbours() -> None:
     model = random_generator()
     nn.init.zeros_(model.prior.head.weight)
     nn.init.zeros_(model.prior.head.bias)
-    tokens = _tokens(model([1, 2], seeds=[3, 4], top_k=[1, 0]))
-    assert torch.equal(tokens[:1], _tokens(model([1], seeds=[3], top_k=1)))
+    tokens = tokens_of(model([1, 2], seeds=[3, 4], top_k=[1, 0]))
+    assert torch.equal(tokens[:1], tokens_of(model([1], seeds=[3], top_k=1)))
 
 
 def test_two_streams_side_by_side(generator: Generator) -> None:
@@ -203,11 +200,11 @@ def test_seeds(generator: Generator) -> None:
     numpy.random.seed(99)
     assert _same(first, generator([3, 3], seeds=[numpy.int64(0), 1]))
     assert not torch.equal(first.images_BCHW[0], first.images_BCHW[1])
-    assert not torch.equal(_tokens(first)[0], _tokens(first)[1])
+    assert not torch.equal(tokens_of(first)[0], tokens_of(first)[1])
 
 
 def test_greedy_needs_no_seed(generator: Generator) -> None:
-    tokens = _tokens(generator([3] * 4, seeds=[0, 1, 2, 2**62], top_k=1))
+    tokens = tokens_of(generator([3] * 4, seeds=[0, 1, 2, 2**62], top_k=1))
     assert len(tokens.unique(dim=0)) == 1
 
 
@@ -232,30 +229,32 @@ def test_sampling_settings_of_the_model_are_the_default() -> None:
 
 def test_guidance_grows_from_none_at_the_first_scale(generator: Generator) -> None:
     labels, seeds = list(range(10)), range(10)
-    plain, guided = (_tokens(generator(labels, seeds=seeds, guidance=g)) for g in (0.0, 5.0))
+    plain, guided = (tokens_of(generator(labels, seeds=seeds, guidance=g)) for g in (0.0, 5.0))
     changed = (plain != guided).float().mean(dim=0)
     assert changed[0] == 0 and changed[1:5].mean() > 0.1
 
 
 def test_one_scale_gets_all_of_the_guidance() -> None:
     model = random_generator(model_settings(sizes=((4, 4),)))
-    plain, guided = (_tokens(model(list(range(4)), seeds=range(4), guidance=g)) for g in (0.0, 5.0))
+    plain, guided = (tokens_of(model(list(range(4)), seeds=range(4), guidance=g)) for g in (0.0, 5.0))
     assert (plain != guided).float().mean() > 0.1
 
 
 def test_no_label_is_the_unconditional_class(generator: Generator) -> None:
     unconditional = generator([None] * 3, seeds=[0, 1, 2])
     slow = [slow_sample(generator, len(CLASSES), seed) for seed in range(3)]
-    assert torch.equal(_tokens(unconditional), torch.cat(slow))
+    assert torch.equal(tokens_of(unconditional), torch.cat(slow))
     guided = generator([None] * 3, seeds=[0, 1, 2], guidance=4.0)
-    assert (_tokens(guided) == _tokens(unconditional)).float().mean() > 0.95  # nothing to be pushed away from
-    assert not torch.equal(_tokens(generator([0] * 3, seeds=[0, 1, 2])), _tokens(unconditional))
+    assert (
+        tokens_of(guided) == tokens_of(unconditional)
+    ).float().mean() > 0.95  # nothing to be pushed away from
+    assert not torch.equal(tokens_of(generator([0] * 3, seeds=[0, 1, 2])), tokens_of(unconditional))
 
 
 def test_labels_by_number_digits_and_name(generator: Generator) -> None:
-    tokens = _tokens(generator([6, "6", "frog", numpy.int64(6)], seeds=[5] * 4))
+    tokens = tokens_of(generator([6, "6", "frog", numpy.int64(6)], seeds=[5] * 4))
     assert len(tokens.unique(dim=0)) == 1
-    assert not torch.equal(tokens[:1], _tokens(generator(["ship"], seeds=[5])))
+    assert not torch.equal(tokens[:1], tokens_of(generator(["ship"], seeds=[5])))
 
 
 def test_training_mode_and_autocast_do_no_harm() -> None:

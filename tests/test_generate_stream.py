@@ -10,9 +10,8 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
-from models_for_tests import VOCAB, model_settings, random_generator
+from models_for_tests import VOCAB, model_settings, random_generator, tokens_of
 from nextscale import Generator
 from nextscale.generate import generator as generator_module
 from nextscale.generate.generator import Preview, Result
@@ -22,11 +21,6 @@ from nextscale.rng import code_uniforms
 @pytest.fixture(scope="module")
 def generator() -> Generator:
     return random_generator(model_settings(num_phis=0))
-
-
-def _tokens(result: Result) -> Tensor:
-    assert result.tokens_BL is not None
-    return result.tokens_BL
 
 
 def test_smooth_makes_pictures_without_tokens(generator: Generator) -> None:
@@ -68,8 +62,8 @@ def test_a_stream_shows_every_scale_and_ends_with_the_image(generator: Generator
         return
     for preview, end in zip(previews, (1, 5, 14, 30), strict=True):
         assert preview.tokens_BL is not None
-        assert torch.equal(preview.tokens_BL, _tokens(result)[:, :end])
-    scales = list(generator.tokenizer.decode_each_scale(_tokens(result)))
+        assert torch.equal(preview.tokens_BL, tokens_of(result)[:, :end])
+    scales = list(generator.tokenizer.decode_each_scale(tokens_of(result)))
     assert all(
         numpy.array_equal(preview.images, Result(images, None).images)
         for preview, images in zip(previews, scales, strict=True)

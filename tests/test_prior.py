@@ -8,31 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models_for_tests import SIZES, VOCAB, make_loud, prior_settings, random_generator
+from models_for_tests import (
+    CLASSES,
+    PRIOR_KINDS,
+    SCHEDULE,
+    VOCAB,
+    lone_prior,
+    prior_inputs,
+    random_generator,
+)
 from nextscale.prior.next_scale import NextScalePrior
 from nextscale.prior.settings import PriorSettings
 from nextscale.scales import ScaleSchedule
 
-SCHEDULE = ScaleSchedule(sizes=SIZES)
 WIDE = ScaleSchedule(sizes=((1, 2), (2, 3), (3, 5)))
-CODE_DIM, CLASSES = 6, 10
-KINDS: list[dict[str, Any]] = [
-    {"shared_adaln": shared, "unit_qk": unit} for shared in (False, True) for unit in (True, False)
-]
-
-
-def _prior(schedule: ScaleSchedule = SCHEDULE, *, loud: bool = True, **changes: Any) -> NextScalePrior:
-    prior = NextScalePrior(
-        prior_settings(**changes), schedule, vocab_size=VOCAB, code_dim=CODE_DIM, num_classes=CLASSES
-    )
-    if loud:
-        make_loud(prior)
-    return prior
-
-
-def _inputs(schedule: ScaleSchedule = SCHEDULE, batch: int = 3) -> tuple[Tensor, Tensor]:
-    length = schedule.num_tokens - schedule.num_cells[0]
-    return torch.tensor([1, 10, 4])[:batch], torch.randn(batch, length, CODE_DIM)
 
 
 # sizes
@@ -65,23 +54,23 @@ def test_parameters_grow_with_the_cube_of_depth(depth: int, shared: bool, expect
 
 def test_heads_that_do_not_divide_the_width() -> None:
     with pytest.raises(ValueError, match="model_dim 32 is not divisible by num_heads 5"):
-        _prior(num_heads=5)
+        lone_prior(SCHEDULE, num_heads=5)
 
 
 def test_the_mlp_and_the_norm_follow_their_settings() -> None:
-    assert _prior(mlp_ratio=2.5).blocks[0].mlp.fc1.out_features == 80
-    labels, inputs = _inputs()
+    assert lone_prior(SCHEDULE, mlp_ratio=2.5).blocks[0].mlp.fc1.out_features == 80
+    labels, inputs = prior_inputs(SCHEDULE)
     torch.manual_seed(1)
-    first = _prior(norm_eps=1e-6)
-    second = _prior(norm_eps=0.5)
+    first = lone_prior(SCHEDULE, norm_eps=1e-6)
+    second = lone_prior(SCHEDULE, norm_eps=0.5)
     second.load_state_dict(first.state_dict())
     assert (first(labels, inputs) - second(labels, inputs)).abs().max() > 1e-2
 
 
 def test_fresh_weights_start_as_the_released_trainer_does() -> None:
     """Logits near zero, so the first loss is log V; gates nearly shut, so blocks hardly act."""
-    prior = _prior(loud=False, gate_init=1e-3, depth=4)
-    labels, inputs = _inputs()
+    prior = lone_prior(SCHEDULE, loud=False, gate_init=1e-3, depth=4)
+    labels, inputs = prior_inputs(SCHEDULE)
     logits = prior(labels, inputs)
     assert logits.abs().max() < 0.1
     closed = prior(labels, inputs, keep_D2B=torch.zeros(4, 2, 3))
@@ -97,11 +86,11 @@ def test_fresh_weights_start_as_the_released_trainer_does() -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_initial_gate_is_a_setting(shared: bool) -> None:
-    labels, inputs = _inputs()
+    labels, inputs = prior_inputs(SCHEDULE)
     effects = []
     for gate_init in (1e-3, 1e-1):
         torch.manual_seed(3)
-        prior = _prior(loud=False, gate_init=gate_init, shared_adaln=shared)
+        prior = lone_prior(SCHEDULE, loud=False, gate_init=gate_init, shared_adaln=shared)
         nn.init.normal_(prior.head.weight)
         if prior.shared_modulation is not None:
             nn.init.zeros_(prior.shared_modulation.weight)  # the offsets alone then make the gates
@@ -113,11 +102,11 @@ def test_the_initial_gate_is_a_setting(shared: bool) -> None:
 # who looks at whom
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("kind", PRIOR_KINDS, ids=str)
 def test_a_scale_decides_nothing_before_itself(kind: dict[str, Any]) -> None:
     """Changing what scale k reads moves the logits from k on and none before."""
-    prior = _prior(**kind)
-    labels, inputs = _inputs()
+    prior = lone_prior(SCHEDULE, **kind)
+    labels, inputs = prior_inputs(SCHEDULE)
     logits = prior(labels, inputs)
     for scale in range(1, 4):
         changed = inputs.clone()
@@ -144,8 +133,8 @@ def test_tokens_of_a_scale_change_only_what_is_finer() -> None:
 
 
 def test_cells_of_a_scale_see_each_other() -> None:
-    prior = _prior()
-    labels, inputs = _inputs()
+    prior = lone_prior(SCHEDULE)
+    labels, inputs = prior_inputs(SCHEDULE)
     changed = inputs.clone()
     changed[:, -1] += 1  # the last cell of the last scale
     moved = (prior(labels, changed) - prior(labels, inputs)).abs().amax(dim=(0, 2))
@@ -163,12 +152,12 @@ def _dense_mask(schedule: ScaleSchedule) -> Any:
 
 
 @pytest.mark.parametrize("schedule", [SCHEDULE, WIDE], ids=["square", "wide"])
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("kind", PRIOR_KINDS, ids=str)
 def test_against_attention_with_a_dense_mask(
     kind: dict[str, Any], schedule: ScaleSchedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prior = _prior(schedule, **kind)
-    labels, inputs = _inputs(schedule)
+    prior = lone_prior(schedule, **kind)
+    labels, inputs = prior_inputs(schedule)
     logits = prior(labels, inputs)
     monkeypatch.setattr(prior, "_attend_to_prefixes", _dense_mask(schedule))
     assert torch.allclose(prior(labels, inputs), logits, atol=1e-5, rtol=1e-5)
@@ -177,11 +166,11 @@ def test_against_attention_with_a_dense_mask(
 @pytest.mark.parametrize(
     "schedule", [SCHEDULE, WIDE, ScaleSchedule.square([3])], ids=["square", "wide", "one"]
 )
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("kind", PRIOR_KINDS, ids=str)
 @torch.no_grad()
 def test_step_by_step_against_the_whole(kind: dict[str, Any], schedule: ScaleSchedule) -> None:
-    prior = _prior(schedule, **kind)
-    labels, inputs = _inputs(schedule)
+    prior = lone_prior(schedule, **kind)
+    labels, inputs = prior_inputs(schedule)
     condition, cache = prior.condition(labels), prior.new_cache(3)
     logits = []
     for scale in range(schedule.num_scales):
@@ -193,7 +182,7 @@ def test_step_by_step_against_the_whole(kind: dict[str, Any], schedule: ScaleSch
 
 
 def test_the_cache_is_as_long_as_the_schedule_and_follows_autocast() -> None:
-    prior = _prior()
+    prior = lone_prior(SCHEDULE)
     cache = prior.new_cache(5).tensor
     assert cache.shape == (2, 2, 5, 4, 30, 8) and cache.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
@@ -201,8 +190,8 @@ def test_the_cache_is_as_long_as_the_schedule_and_follows_autocast() -> None:
 
 
 def test_rows_of_a_batch_do_not_meet() -> None:
-    prior = _prior()
-    labels, inputs = _inputs()
+    prior = lone_prior(SCHEDULE)
+    labels, inputs = prior_inputs(SCHEDULE)
     whole = prior(labels, inputs)
     for row in range(3):
         alone = prior(labels[row : row + 1], inputs[row : row + 1])
@@ -210,22 +199,22 @@ def test_rows_of_a_batch_do_not_meet() -> None:
 
 
 def test_labels_matter_and_the_unconditional_class_is_one_of_them() -> None:
-    prior = _prior()
-    _, inputs = _inputs(batch=1)
-    logits = torch.cat([prior(torch.tensor([label]), inputs) for label in range(CLASSES + 1)])
-    assert prior.unconditional == CLASSES
+    prior = lone_prior(SCHEDULE)
+    _, inputs = prior_inputs(SCHEDULE, batch=1)
+    logits = torch.cat([prior(torch.tensor([label]), inputs) for label in range(len(CLASSES) + 1)])
+    assert prior.unconditional == len(CLASSES)
     assert (torch.cdist(logits.flatten(1), logits.flatten(1)) + torch.eye(11) * 99).min() > 1
 
 
 def test_inputs_of_another_length() -> None:
-    labels, inputs = _inputs()
+    labels, inputs = prior_inputs(SCHEDULE)
     with pytest.raises(ValueError, match=r"expected inputs \(B, 29, C\), given \(3, 28, 6\)"):
-        _prior()(labels, inputs[:, 1:])
+        lone_prior(SCHEDULE)(labels, inputs[:, 1:])
 
 
 def test_large_learned_scales_are_clamped() -> None:
-    prior = _prior()
-    labels, inputs = _inputs()
+    prior = lone_prior(SCHEDULE)
+    labels, inputs = prior_inputs(SCHEDULE)
     logits = []
     for value in (4.7, 50.0):  # log 100 is 4.605
         with torch.no_grad():
@@ -235,8 +224,8 @@ def test_large_learned_scales_are_clamped() -> None:
 
 
 def test_bfloat16_is_close_to_float32() -> None:
-    prior = _prior()
-    labels, inputs = _inputs()
+    prior = lone_prior(SCHEDULE)
+    labels, inputs = prior_inputs(SCHEDULE)
     with torch.autocast("cpu", torch.bfloat16):
         half = prior(labels, inputs)
     whole = prior(labels, inputs)

@@ -9,39 +9,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models_for_tests import SIZES, VOCAB, make_loud, prior_settings
+from models_for_tests import (
+    CLASSES,
+    CODE_DIM,
+    PRIOR_KINDS,
+    SCHEDULE,
+    VOCAB,
+    lone_prior,
+    prior_inputs,
+)
 from nextscale.prior.next_scale import NextScalePrior, drop_path_factors
 from nextscale.prior.settings import PriorSettings
 from nextscale.scales import ScaleSchedule
 
-SCHEDULE = ScaleSchedule(sizes=SIZES)
 WIDE = ScaleSchedule(sizes=((1, 2), (2, 3), (3, 5)))
-CODE_DIM, CLASSES = 6, 10
-KINDS: list[dict[str, Any]] = [
-    {"shared_adaln": shared, "unit_qk": unit} for shared in (False, True) for unit in (True, False)
-]
-
-
-def _prior(schedule: ScaleSchedule = SCHEDULE, *, loud: bool = True, **changes: Any) -> NextScalePrior:
-    prior = NextScalePrior(
-        prior_settings(**changes), schedule, vocab_size=VOCAB, code_dim=CODE_DIM, num_classes=CLASSES
-    )
-    if loud:
-        make_loud(prior)
-    return prior
-
-
-def _inputs(schedule: ScaleSchedule = SCHEDULE, batch: int = 3) -> tuple[Tensor, Tensor]:
-    length = schedule.num_tokens - schedule.num_cells[0]
-    return torch.tensor([1, 10, 4])[:batch], torch.randn(batch, length, CODE_DIM)
 
 
 @pytest.mark.parametrize("loud", [False, True], ids=["fresh", "loud"])
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("kind", PRIOR_KINDS, ids=str)
 def test_every_parameter_gets_a_gradient(kind: dict[str, Any], loud: bool) -> None:
-    prior = _prior(loud=loud, **kind)
-    _, inputs = _inputs()
-    labels = torch.arange(CLASSES + 1)
+    prior = lone_prior(SCHEDULE, loud=loud, **kind)
+    _, inputs = prior_inputs(SCHEDULE)
+    labels = torch.arange(len(CLASSES) + 1)
     inputs = inputs[:1].expand(len(labels), -1, -1) + 0.1 * torch.randn(len(labels), 29, CODE_DIM)
     logits = prior(labels, inputs)
     targets = torch.randint(VOCAB, logits.shape[:2])
@@ -61,8 +50,8 @@ def _branches(prior: NextScalePrior, labels: Tensor, inputs: Tensor) -> Iterator
 
 
 def test_kept_branches_change_nothing_and_dropped_ones_do_not_act() -> None:
-    prior = _prior()
-    labels, inputs = _inputs()
+    prior = lone_prior(SCHEDULE)
+    labels, inputs = prior_inputs(SCHEDULE)
     plain = prior(labels, inputs)
     assert torch.equal(prior(labels, inputs, keep_D2B=torch.ones(2, 2, 3)), plain)
     for block, branch, dropped in _branches(prior, labels, inputs):

@@ -5,30 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from models_for_tests import SIZES, VOCAB, make_loud, tokenizer_settings
+from models_for_tests import (
+    SCHEDULE,
+    loud_tokenizer,
+    random_images,
+    random_tokens,
+)
 from nextscale.scales import ScaleSchedule
-from nextscale.tokenizer.model import Tokenizer
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer, Phi
 from nextscale.tokenizer.settings import QuantizerSettings
 
-SCHEDULE = ScaleSchedule(sizes=SIZES)
 WIDE = ScaleSchedule(sizes=((1, 1), (2, 3), (3, 5)))
-
-
-def _tokenizer(schedule: ScaleSchedule = SCHEDULE, *, levels: int = 2, **quantizer: object) -> Tokenizer:
-    tokenizer = Tokenizer(tokenizer_settings(levels=levels, **quantizer), schedule)
-    make_loud(tokenizer)
-    return tokenizer.eval()
-
-
-def _images(tokenizer: Tokenizer, batch: int = 3) -> Tensor:
-    return torch.rand(batch, 3, *tokenizer.image_size) * 2 - 1
-
-
-def _tokens(schedule: ScaleSchedule = SCHEDULE, batch: int = 3) -> Tensor:
-    return torch.randint(VOCAB, (batch, schedule.num_tokens))
 
 
 # codes and phis
@@ -39,13 +27,13 @@ def _tokens(schedule: ScaleSchedule = SCHEDULE, batch: int = 3) -> Tensor:
     [(0, (0, 1, 2, 3)), (1, (0, 0, 0, 0)), (2, (0, 0, 1, 1)), (4, (0, 1, 2, 3))],
 )
 def test_phis_are_shared_as_set(num_phis: int, expected: tuple[int, ...]) -> None:
-    quantizer = _tokenizer(num_phis=num_phis).quantizer
+    quantizer = loud_tokenizer(SCHEDULE, num_phis=num_phis).quantizer
     assert len(quantizer.phis) == (num_phis or 4) and quantizer.phi_of_scale == expected
 
 
 def test_a_given_choice_of_phis_goes_before_the_rule() -> None:
-    tokenizer, tokens = _tokenizer(num_phis=2), _tokens()
-    other = _tokenizer(num_phis=2, phi_of_scale=(1, 1, 0, 0))
+    tokenizer, tokens = loud_tokenizer(SCHEDULE, num_phis=2), random_tokens(SCHEDULE)
+    other = loud_tokenizer(SCHEDULE, num_phis=2, phi_of_scale=(1, 1, 0, 0))
     other.load_state_dict(tokenizer.state_dict())
     assert other.quantizer.phi_of_scale == (1, 1, 0, 0)
     assert not torch.allclose(other.decode(tokens), tokenizer.decode(tokens), atol=1e-2)
@@ -68,7 +56,7 @@ def test_the_share_of_the_convolution() -> None:
 def test_the_nearest_code_by_distance_or_direction() -> None:
     found = {}
     for unit_codes in (False, True):
-        quantizer = _tokenizer(unit_codes=unit_codes).quantizer
+        quantizer = loud_tokenizer(SCHEDULE, unit_codes=unit_codes).quantizer
         with torch.no_grad():
             quantizer.codebook.weight.zero_()
             quantizer.codebook.weight[:, 0] = -100.0
@@ -80,17 +68,17 @@ def test_the_nearest_code_by_distance_or_direction() -> None:
 
 
 def test_unit_codes_still_enter_the_map_at_their_own_length() -> None:
-    tokenizer, tokens = _tokenizer(unit_codes=True), _tokens()
-    plain = _tokenizer(unit_codes=False)
+    tokenizer, tokens = loud_tokenizer(SCHEDULE, unit_codes=True), random_tokens(SCHEDULE)
+    plain = loud_tokenizer(SCHEDULE, unit_codes=False)
     plain.load_state_dict(tokenizer.state_dict())
     assert torch.equal(tokenizer.decode(tokens), plain.decode(tokens))
-    images = _images(tokenizer)
+    images = random_images(tokenizer)
     assert not torch.equal(tokenizer.encode(images), plain.encode(images))
 
 
 def test_the_quantiser_stays_in_float32_under_autocast() -> None:
-    tokenizer, tokens = _tokenizer(), _tokens()
-    inputs, images = tokenizer.teacher_inputs(tokens), _images(tokenizer)
+    tokenizer, tokens = loud_tokenizer(SCHEDULE), random_tokens(SCHEDULE)
+    inputs, images = tokenizer.teacher_inputs(tokens), random_images(tokenizer)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(tokenizer.teacher_inputs(tokens), inputs)
         features = tokenizer.features(images)
@@ -106,8 +94,8 @@ def test_the_quantiser_stays_in_float32_under_autocast() -> None:
 
 def test_every_parameter_gets_a_gradient() -> None:
     for num_phis in (0, 1, 4):
-        tokenizer = _tokenizer(num_phis=num_phis, vocab_size=8).train()
-        images = _images(tokenizer, 8)
+        tokenizer = loud_tokenizer(SCHEDULE, num_phis=num_phis, vocab_size=8).train()
+        images = random_images(tokenizer, 8)
         decoded, quantized = tokenizer(images)
         loss = (decoded - images).square().mean() + quantized.codebook_loss + quantized.commitment_loss
         loss.backward()
@@ -117,7 +105,7 @@ def test_every_parameter_gets_a_gradient() -> None:
 
 def test_the_gradient_passes_straight_through_to_the_encoder() -> None:
     """What the decoder wishes of its input arrives unchanged at the features, and nowhere else."""
-    tokenizer = _tokenizer()
+    tokenizer = loud_tokenizer(SCHEDULE)
     features = torch.randn(2, 6, 4, 4, requires_grad=True)
     quantized = tokenizer.quantizer(features)
     assert torch.allclose(
@@ -131,7 +119,7 @@ def test_the_gradient_passes_straight_through_to_the_encoder() -> None:
 
 
 def test_each_loss_pulls_its_own_side() -> None:
-    quantizer = _tokenizer().quantizer
+    quantizer = loud_tokenizer(SCHEDULE).quantizer
     for loss, moved in (("codebook_loss", False), ("commitment_loss", True)):
         features = torch.randn(2, 6, 4, 4, requires_grad=True)
         quantizer.zero_grad(set_to_none=True)
@@ -142,7 +130,7 @@ def test_each_loss_pulls_its_own_side() -> None:
 
 
 def test_losses_are_means_over_the_scales() -> None:
-    tokenizer = _tokenizer()
+    tokenizer = loud_tokenizer(SCHEDULE)
     features = torch.randn(2, 6, 4, 4)
     quantized = tokenizer.quantizer(features)
     errors = [(part - features).square().mean() for part in tokenizer.quantizer.maps(quantized.tokens_BL)]

@@ -9,27 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models_for_tests import SIZES, VOCAB, make_loud, tokenizer_settings
+from models_for_tests import (
+    SCHEDULE,
+    VOCAB,
+    loud_tokenizer,
+    random_images,
+    random_tokens,
+    tokenizer_settings,
+)
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.model import Tokenizer
 from nextscale.tokenizer.settings import AutoencoderSettings, QuantizerSettings, TokenizerSettings
 
-SCHEDULE = ScaleSchedule(sizes=SIZES)
 WIDE = ScaleSchedule(sizes=((1, 1), (2, 3), (3, 5)))
-
-
-def _tokenizer(schedule: ScaleSchedule = SCHEDULE, *, levels: int = 2, **quantizer: object) -> Tokenizer:
-    tokenizer = Tokenizer(tokenizer_settings(levels=levels, **quantizer), schedule)
-    make_loud(tokenizer)
-    return tokenizer.eval()
-
-
-def _images(tokenizer: Tokenizer, batch: int = 3) -> Tensor:
-    return torch.rand(batch, 3, *tokenizer.image_size) * 2 - 1
-
-
-def _tokens(schedule: ScaleSchedule = SCHEDULE, batch: int = 3) -> Tensor:
-    return torch.randint(VOCAB, (batch, schedule.num_tokens))
 
 
 # shapes
@@ -38,11 +30,11 @@ def _tokens(schedule: ScaleSchedule = SCHEDULE, batch: int = 3) -> Tensor:
 @pytest.mark.parametrize(("levels", "reduction"), [(1, 1), (3, 4), (4, 8), (5, 16)])
 @pytest.mark.parametrize("schedule", [SCHEDULE, WIDE], ids=["square", "wide"])
 def test_shapes_at_every_reduction(levels: int, reduction: int, schedule: ScaleSchedule) -> None:
-    tokenizer = _tokenizer(schedule, levels=levels)
+    tokenizer = loud_tokenizer(schedule, levels=levels)
     height, width = schedule.latent_size
     assert tokenizer.settings.autoencoder.reduction == reduction
     assert tokenizer.image_size == (height * reduction, width * reduction)
-    images = _images(tokenizer, 2)
+    images = random_images(tokenizer, 2)
     assert tokenizer.features(images).shape == (2, 6, height, width)
     tokens = tokenizer.encode(images)
     assert tokens.shape == (2, schedule.num_tokens) and tokens.dtype == torch.int64
@@ -58,7 +50,7 @@ def test_channels_follow_the_multipliers() -> None:
         quantizer=QuantizerSettings(vocab_size=VOCAB, code_dim=6),
     )
     tokenizer = Tokenizer(settings, SCHEDULE)
-    assert tokenizer.decode(tokenizer.encode(_images(tokenizer))).shape == (3, 3, 16, 16)
+    assert tokenizer.decode(tokenizer.encode(random_images(tokenizer))).shape == (3, 3, 16, 16)
     blocks = [level.blocks for level in tokenizer.encoder.levels]
     assert [len(level) for level in blocks] == [2, 2, 2]
     assert [level[-1].conv2.out_channels for level in blocks] == [8, 24, 16]
@@ -75,7 +67,7 @@ def test_without_attention_there_is_none() -> None:
              ((True, settings), (False, plain))}  # fmt: skip
     assert not any("attention" in name for name in names[False])
     assert sum("attention" in name and name.endswith("qkv.weight") for name in names[True]) == 5
-    assert Tokenizer(plain, SCHEDULE).decode(_tokens()).shape == (3, 3, 8, 8)
+    assert Tokenizer(plain, SCHEDULE).decode(random_tokens(SCHEDULE)).shape == (3, 3, 8, 8)
 
 
 # the loop over scales, against the paper's algorithms written out
@@ -110,8 +102,8 @@ def _enlarged(tokenizer: Tokenizer, tokens_BT: Tensor, scale: int) -> Tensor:
 @pytest.mark.parametrize("schedule", [SCHEDULE, WIDE], ids=["square", "wide"])
 @pytest.mark.parametrize("num_phis", [0, 1, 4])
 def test_encoding_against_the_paper(schedule: ScaleSchedule, num_phis: int) -> None:
-    tokenizer = _tokenizer(schedule, num_phis=num_phis)
-    images = _images(tokenizer, 4)
+    tokenizer = loud_tokenizer(schedule, num_phis=num_phis)
+    images = random_images(tokenizer, 4)
     expected, rest = _slow_encode(tokenizer, images)
     tokens = tokenizer.encode(images)
     assert len(tokens.unique()) > 10
@@ -122,7 +114,7 @@ def test_encoding_against_the_paper(schedule: ScaleSchedule, num_phis: int) -> N
 
 @pytest.mark.parametrize("schedule", [SCHEDULE, WIDE], ids=["square", "wide"])
 def test_maps_and_teacher_inputs_against_the_paper(schedule: ScaleSchedule) -> None:
-    tokenizer, tokens = _tokenizer(schedule), _tokens(schedule)
+    tokenizer, tokens = loud_tokenizer(schedule), random_tokens(schedule)
     parts, total, inputs = schedule.split(tokens), torch.zeros(()), []
     maps = list(tokenizer.quantizer.maps(tokens))
     for scale in range(schedule.num_scales):
@@ -135,7 +127,7 @@ def test_maps_and_teacher_inputs_against_the_paper(schedule: ScaleSchedule) -> N
 
 
 def test_each_scale_decoded_ends_with_the_image() -> None:
-    tokenizer, tokens = _tokenizer(), _tokens()
+    tokenizer, tokens = loud_tokenizer(SCHEDULE), random_tokens(SCHEDULE)
     images = list(tokenizer.decode_each_scale(tokens))
     assert len(images) == 4 and torch.equal(images[-1], tokenizer.decode(tokens))
     assert all((one - two).abs().max() > 0.01 for one, two in pairwise(images))
@@ -151,30 +143,30 @@ def test_each_scale_decoded_ends_with_the_image() -> None:
 
 
 def test_images_are_clamped_for_people_and_not_for_training() -> None:
-    tokenizer = _tokenizer()
+    tokenizer = loud_tokenizer(SCHEDULE)
     nn.init.constant_(tokenizer.decoder.conv_out.bias, 3.0)
-    assert tokenizer.decode(_tokens()).max() == 1
-    assert tokenizer(_images(tokenizer))[0].max() > 1
+    assert tokenizer.decode(random_tokens(SCHEDULE)).max() == 1
+    assert tokenizer(random_images(tokenizer))[0].max() > 1
 
 
 def test_an_image_does_not_depend_on_its_neighbours() -> None:
-    tokenizer = _tokenizer()
-    images = _images(tokenizer, 6)
+    tokenizer = loud_tokenizer(SCHEDULE)
+    images = random_images(tokenizer, 6)
     alone = torch.cat([tokenizer.encode(images[row : row + 1]) for row in range(6)])
     assert torch.equal(tokenizer.encode(images), alone)
 
 
 def test_training_quantises_as_encoding_does() -> None:
-    tokenizer = _tokenizer()
-    images = _images(tokenizer)
+    tokenizer = loud_tokenizer(SCHEDULE)
+    images = random_images(tokenizer)
     decoded, quantized = tokenizer(images)
     assert torch.equal(quantized.tokens_BL, tokenizer.encode(images))
     assert torch.allclose(decoded.clamp(-1, 1), tokenizer.decode(quantized.tokens_BL), atol=1e-5)
 
 
 def test_one_scale() -> None:
-    tokenizer = _tokenizer(ScaleSchedule.square([4]))
-    tokens = tokenizer.encode(_images(tokenizer))
+    tokenizer = loud_tokenizer(ScaleSchedule.square([4]))
+    tokens = tokenizer.encode(random_images(tokenizer))
     assert tokenizer.teacher_inputs(tokens).shape == (3, 0, 6)
     assert tokenizer.decode(tokens).shape == (3, 3, 8, 8)
 
@@ -183,7 +175,7 @@ def test_one_scale() -> None:
 
 
 def test_images_of_another_size() -> None:
-    tokenizer = _tokenizer()
+    tokenizer = loud_tokenizer(SCHEDULE)
     for shape in ((2, 3, 8, 9), (2, 1, 8, 8), (3, 8, 8)):
         with pytest.raises(ValueError, match=r"expected images \(B, 3, 8, 8\), given .* resize them"):
             tokenizer.encode(torch.zeros(shape))
@@ -203,7 +195,7 @@ def test_images_of_another_size() -> None:
     ],
 )
 def test_tokens_that_are_none(tokens: Tensor, message: str) -> None:
-    tokenizer = _tokenizer()
+    tokenizer = loud_tokenizer(SCHEDULE)
     with pytest.raises(ValueError, match=message):
         tokenizer.decode(tokens)
     with pytest.raises(ValueError, match=message):

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from models_for_tests import write_pictures
+from nextscale import Generator
 from nextscale.train.settings import PriorRun, TokenizerRun
 from runs_for_tests import make_home, tiny_run, train_quietly
 
@@ -76,3 +78,24 @@ def test_validation_images_of_other_classes(home: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="both must have the same ones"):
         train_quietly(run, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("data", [{"flip": True}, {"flip": False, "enlarge": 1.25}])
+def test_transforms_that_kept_tokens_would_ignore(data: dict[str, Any], home: Path) -> None:
+    run = tiny_run("prior", home).model_dump()
+    with pytest.raises(ValueError, match=r"data\.flip and data\.enlarge above 1 would have no effect"):
+        PriorRun.model_validate(
+            {**run, "cache_tokens": True, "data": {**run["data"], "enlarge": 1.0, **data}}
+        )
+
+
+def test_a_run_does_not_go_on_with_another_tokenizer(tmp_path: Path) -> None:
+    home = make_home(tmp_path)
+    run = tiny_run("prior", home)
+    train_quietly(run, tmp_path / "run")
+    other = Generator.load(home / "given")
+    with torch.no_grad():
+        other.tokenizer.quantizer.codebook.weight[0] += 1
+    other.save(home / "given")
+    with pytest.raises(ValueError, match="holds a run with tokenizer_sha256"):
+        train_quietly(run, tmp_path / "run")

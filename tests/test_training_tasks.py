@@ -115,7 +115,7 @@ def test_class_dropout_trains_the_unconditional_class(
     tokens = torch.randint(VOCAB, (200, 30))
     task.loss(Batch(tokens, torch.arange(200) % 3, uniforms, torch.arange(200)))
     dropped = seen[0] == 3
-    assert torch.equal(dropped, uniforms[:, -1] < 0.4) and 50 < dropped.sum() < 110
+    assert torch.equal(dropped, uniforms[:, 0] < 0.4) and 50 < dropped.sum() < 110
     assert torch.equal(seen[0][~dropped], (torch.arange(200) % 3)[~dropped])
 
 

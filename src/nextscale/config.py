@@ -115,7 +115,8 @@ def build(model: type[Settings], tree: Mapping[str, Any], *, source: str) -> Set
         elif first["type"] == "missing":
             message = f"{source}: {path} is missing"
         elif first["type"] == "value_error":
-            message = f"{source}: {path}: {first['msg'].removeprefix('Value error, ')}"
+            where = f"{source}: {path}" if path else source  # no path: the parts do not fit together
+            message = f"{where}: {first['msg'].removeprefix('Value error, ')}"
         else:
             expected = first["msg"][0].lower() + first["msg"][1:]
             message = f"{source}: {path} is {first['input']!r}: {expected}"

@@ -34,7 +34,12 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     ratios = psnr(images, decoded)
     with checkpoint.new_folder(out) as place:
         Image.fromarray(side_by_side(images, decoded)).save(place / "side_by_side.png")
-        scores = {"psnr_mean": float(ratios.mean()), "psnr": dict(zip(names, ratios.tolist(), strict=True))}
+        scores = {
+            "psnr_mean": float(ratios.mean()),
+            "psnr": [
+                {"image": name, "psnr": ratio} for name, ratio in zip(names, ratios.tolist(), strict=True)
+            ],
+        }
         checkpoint.write_json(place / "scores.json", scores)
     print(f"{len(images)} images, mean PSNR {ratios.mean():.2f} dB: {out / 'side_by_side.png'}")
 

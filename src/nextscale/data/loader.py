@@ -23,7 +23,7 @@ from nextscale.pixels import to_model
 from nextscale.rng import epoch_order, sample_uniforms
 
 #: Uniform numbers of a sample in an epoch: the first few for the transforms, the rest is `Batch.uniforms_BR`.
-NUM_TRANSFORM_UNIFORMS, NUM_UNIFORMS = 4, 84
+NUM_TRANSFORM_UNIFORMS, NUM_UNIFORMS = 4, 260
 
 
 @dataclass(frozen=True)

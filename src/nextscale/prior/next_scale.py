@@ -214,5 +214,7 @@ def drop_path_factors(settings: PriorSettings, uniforms_BR: Tensor) -> Tensor | 
     rates = torch.linspace(0, settings.drop_path_rate, settings.depth, device=uniforms_BR.device)[
         :, None, None
     ]
-    draws = uniforms_BR[:, : 2 * settings.depth].T.reshape(settings.depth, 2, -1)
+    count = 2 * settings.depth
+    assert uniforms_BR.shape[1] >= count, "a sample has too few random numbers for this depth"
+    draws = uniforms_BR[:, :count].T.reshape(settings.depth, 2, -1)
     return (draws >= rates).float() / (1 - rates)

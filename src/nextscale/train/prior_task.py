@@ -109,9 +109,12 @@ class PriorTask:
             tokens_BL = self._encode(items) if items.is_floating_point() else items
             inputs_BLC = self.tokenizer.teacher_inputs(tokens_BL)
         uniforms_BR = batch.uniforms_BR.to(self.device)
-        dropped_B = uniforms_BR[:, -1] < prior.settings.class_dropout
+        # the first number decides about the class, the others about the blocks
+        dropped_B = uniforms_BR[:, 0] < prior.settings.class_dropout
         labels_B = torch.where(dropped_B, prior.unconditional, batch.labels_B.to(self.device))
-        logits_BLV = prior(labels_B, inputs_BLC, keep_D2B=drop_path_factors(prior.settings, uniforms_BR))
+        logits_BLV = prior(
+            labels_B, inputs_BLC, keep_D2B=drop_path_factors(prior.settings, uniforms_BR[:, 1:])
+        )
         losses_L, correct_L = token_scores(logits_BLV, tokens_BL)
         per_scale = mean_per_scale(losses_L.detach(), self.settings.schedule)
         numbers = {"accuracy": correct_L.mean(), "scale_loss": per_scale}

@@ -41,7 +41,10 @@ def train_run(
     source, validation = _open(run.data)
     torch.manual_seed(run.loop.seed)
     task = _build(run, source, validation, place, folder)
-    claim_folder(folder, run.model_dump(mode="json"))
+    description = run.model_dump(mode="json")
+    if isinstance(task, PriorTask):  # another tokenizer in the same place would make it another run
+        description["tokenizer_sha256"] = task.tokenizer_digest
+    claim_folder(folder, description)
     count = sum(parameter.numel() for parameter in task.module.parameters())
     say(f"{len(source.labels)} images of {len(source.class_names)} classes, {count:,} parameters, on {place}")
     return train(task, folder, loop=run.loop, optimizer_settings=run.optimizer, say=say, progress=progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nextscale.data.settings import DataSettings
 from nextscale.features.settings import ClassifierSettings
@@ -95,6 +95,15 @@ class PriorRun(BaseModel):
     optimizer: OptimizerSettings = OptimizerSettings()
     loop: LoopSettings = LoopSettings()
     sampling: SamplingSettings = SamplingSettings()
+
+    @model_validator(mode="after")
+    def _check_cache(self) -> PriorRun:
+        if self.cache_tokens and (self.data.flip or self.data.enlarge > 1):
+            raise ValueError(
+                "cache_tokens keeps the center crop of every image, so data.flip and data.enlarge above 1 "
+                "would have no effect: set cache_tokens false, or data.flip false and data.enlarge 1"
+            )
+        return self
 
 
 class ClassifierRun(BaseModel):
