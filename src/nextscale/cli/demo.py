@@ -33,7 +33,7 @@ img {{ max-width: 100%; image-rendering: pixelated }} h2 {{ margin-top: 2.5rem }
 pre {{ background: #f4f4f4; padding: 1rem; overflow-x: auto }}
 </style></head><body>
 <h1>nextscale: {model}</h1>
-<p>Every picture below was made just now, on this machine, and none was chosen: seeds count up from 0.</p>
+<p>Every sample was made just now, on this machine, and none was chosen: seeds count up from 0.</p>
 <h2>A row per class</h2><div class="classes">{rows}</div>
 <h2>Coarse to fine</h2>
 <p>One image after each of its {num_scales} scales ({scales} cells): <b>{strip_label}</b>.</p>

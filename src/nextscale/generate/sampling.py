@@ -41,9 +41,8 @@ def filter_logits(logits_BTV: Tensor, draw: Draw) -> Tensor:
         ordered = ordered.masked_fill(ordered < threshold, -torch.inf)
     if by_p:
         probabilities = ordered.softmax(dim=-1, dtype=torch.float64)
-        before = probabilities.cumsum(dim=-1) - probabilities
+        before = probabilities.cumsum(dim=-1) - probabilities  # 0 for the likeliest, which so always stays
         outside = (before >= draw.top_p_B[:, None, None]) & (draw.top_p_B < 1)[:, None, None]
-        outside[..., 0] = False
         logits_BTV = logits_BTV.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -torch.inf)
     return logits_BTV
 
