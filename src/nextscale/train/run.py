@@ -11,8 +11,9 @@ from nextscale.data.settings import DataSettings
 from nextscale.data.sources import Source, hold_out, open_source
 from nextscale.distributed import choose_device
 from nextscale.train.classifier_task import ClassifierTask
-from nextscale.train.loop import claim_folder, train
+from nextscale.train.loop import train
 from nextscale.train.prior_task import PriorTask
+from nextscale.train.run_folder import claimed_folder
 from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
 from nextscale.train.task import Task
 from nextscale.train.tokenizer_task import TokenizerTask
@@ -44,10 +45,13 @@ def train_run(
     description = run.model_dump(mode="json")
     if isinstance(task, PriorTask):  # another tokenizer in the same place would make it another run
         description["tokenizer_sha256"] = task.tokenizer_digest
-    claim_folder(folder, description)
-    count = sum(parameter.numel() for parameter in task.module.parameters())
-    say(f"{len(source.labels)} images of {len(source.class_names)} classes, {count:,} parameters, on {place}")
-    return train(task, folder, loop=run.loop, optimizer_settings=run.optimizer, say=say, progress=progress)
+    with claimed_folder(folder, description):
+        count = sum(parameter.numel() for parameter in task.module.parameters())
+        images = f"{len(source.labels)} images of {len(source.class_names)} classes"
+        say(f"{images}, {count:,} parameters, on {place}")
+        return train(
+            task, folder, loop=run.loop, optimizer_settings=run.optimizer, say=say, progress=progress
+        )
 
 
 def _open(data: DataSettings) -> tuple[Source, Source]:
