@@ -15,7 +15,7 @@ UV_INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraints 
 	--build-constraints constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test drill lint format clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -25,6 +25,9 @@ demo: $(VENV)/.core ## make images with the bundled model, in demo/
 
 test: lint ## lint, then run the tests
 	$(BIN)/python -m pytest $(TEST_ARGS)
+
+drill: $(VENV)/.development ## kill trainings again and again; they must lose nothing (minutes)
+	$(BIN)/python tests/drill.py
 
 lint: $(VENV)/.development ## check style, types and who imports whom
 	$(BIN)/ruff check .
