@@ -42,22 +42,21 @@ def test_idle_codes_are_moved_beside_used_ones_after_the_set_number_of_steps() -
     for step in range(4):
         assert torch.equal(_code(task), before), step
         task.loss(batch)
-        assert task.idle_steps_V[:40].tolist() == [step + 1] * 40
+        used = task.codes.totals["code_counts_V"].nonzero().flatten()
         task.after_step(step)
+        assert task.codes.idle_steps_V[:40].tolist() == [step + 1 if step < 3 else 0] * 40
     moved = _code(task)[:40].detach()
-    used = before[task.last_tokens.unique()]
     noise = 0.1 * before.std(dim=0)
-    distance = ((moved[:, None] - used) / noise).abs().amax(dim=2).amin(dim=1)
+    distance = ((moved[:, None] - before[used]) / noise).abs().amax(dim=2).amin(dim=1)
     assert (distance < 6).all() and len(moved.unique(dim=0)) == 40
-    assert task.idle_steps_V[:40].eq(0).all()
-    assert torch.equal(_code(task)[task.last_tokens], before[task.last_tokens])
+    assert torch.equal(_code(task)[used], before[used])
 
 
 def test_idle_codes_may_stay() -> None:
     task = _tokenizer_task(reset_after=0)
     before = _code(task).detach().clone()
     task.loss(next(iter(task.batches(range(1)))))
-    task.idle_steps_V += 1000
+    task.codes.idle_steps_V += 1000
     task.after_step(0)
     assert torch.equal(_code(task), before)
 

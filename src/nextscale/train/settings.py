@@ -70,6 +70,21 @@ class TokenizerLosses(BaseModel):
     )
 
 
+class CodeTraining(BaseModel):
+    """How codes are learned, and how the decoder's wishes reach the encoder past them."""
+
+    model_config = _FROZEN
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="codes become running means of what they stand for; 0: by gradient"
+    )
+    gradient: Literal["straight_through", "rotation"] = Field(
+        "straight_through", description="how gradients pass the codes"
+    )
+    scale_dropout: float = Field(
+        0.0, ge=0, le=1, description="share of training samples that stop at a random earlier scale"
+    )
+
+
 class TokenizerRun(BaseModel):
     """Everything that decides a tokenizer training."""
 
@@ -78,8 +93,18 @@ class TokenizerRun(BaseModel):
     tokenizer: TokenizerSettings
     data: DataSettings = DataSettings()
     losses: TokenizerLosses = TokenizerLosses()
+    codes: CodeTraining = CodeTraining()
     optimizer: OptimizerSettings = OptimizerSettings()
     loop: LoopSettings = LoopSettings()
+
+    @model_validator(mode="after")
+    def _check_scales(self) -> TokenizerRun:
+        if self.codes.scale_dropout and self.schedule.num_scales == 1:
+            raise ValueError(
+                "codes.scale_dropout stops samples at an earlier scale, but the schedule has one scale only: "
+                "set it to 0, or give more scales"
+            )
+        return self
 
 
 class PriorRun(BaseModel):

@@ -22,6 +22,7 @@ from nextscale.generate.settings import ModelSettings
 from nextscale.pixels import side_by_side, to_model, to_uint8
 from nextscale.rng import step_generator
 from nextscale.tokenizer.model import Tokenizer
+from nextscale.train.codes import CodeKeeper
 from nextscale.train.settings import TokenizerRun
 
 _PICTURE_IMAGES = 32
@@ -38,7 +39,7 @@ class TokenizerTask:
         self.run, self.source, self.validation, self.device = run, source, validation, device
         self.module = place(Tokenizer(run.tokenizer, run.schedule), device)
         _start_small(self.module)
-        self.idle_steps_V = torch.zeros(run.tokenizer.quantizer.vocab_size, dtype=torch.int64, device=device)
+        self.codes = CodeKeeper(self.module.quantizer.codebook, run.codes, reset_after=run.losses.reset_after)
 
     def batches(self, steps: range) -> Iterator[Batch]:
         loop = self.run.loop
@@ -50,7 +51,11 @@ class TokenizerTask:
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         weights = self.run.losses
         images = batch.items.to(self.device, memory_format=torch.channels_last)
-        decoded, quantized = self.module(images)
+        decoded, quantized = self.module(
+            images,
+            rotate=self.run.codes.gradient == "rotation",
+            last_scale_B=self._last_scales(batch.uniforms_BR.to(self.device)),
+        )
         error = decoded.float() - images
         l1, l2 = error.abs().mean(), error.square().mean()
         loss = (
@@ -59,31 +64,27 @@ class TokenizerTask:
             + weights.codebook * quantized.codebook_loss
             + weights.commitment * quantized.commitment_loss
         )
-        self._watch_codes(quantized.tokens_BL)
+        self.codes.add(quantized)
         numbers = {
             "l1": l1, "l2": l2, "codebook_loss": quantized.codebook_loss,
-            "commitment_loss": quantized.commitment_loss, "idle_codes": (self.idle_steps_V > 0).sum(),
+            "commitment_loss": quantized.commitment_loss, "idle_codes": (self.codes.idle_steps_V > 0).sum(),
         }  # fmt: skip
         return loss, numbers
 
-    @torch.no_grad()
-    def _watch_codes(self, tokens_BL: Tensor) -> None:
-        """Count for how many steps each code has been idle."""
-        self.last_tokens = tokens_BL.flatten()
-        used = torch.bincount(self.last_tokens, minlength=len(self.idle_steps_V)) > 0
-        self.idle_steps_V = torch.where(used, 0, self.idle_steps_V + 1)
+    def _last_scales(self, uniforms_BR: Tensor) -> Tensor | None:
+        """The scale after which each sample stops (quantiser dropout), int64 (B,); None: nobody stops early.
 
-    @torch.no_grad()
+        The first number of a sample decides whether it stops, the second one where.
+        """
+        if not self.run.codes.scale_dropout:
+            return None
+        num_earlier = self.run.schedule.num_scales - 1
+        earlier_B = (uniforms_BR[:, 1] * num_earlier).long()
+        return torch.where(uniforms_BR[:, 0] < self.run.codes.scale_dropout, earlier_B, num_earlier)
+
     def after_step(self, step: int) -> None:
-        """Put codes that were idle for too long beside codes that are used, the more often the likelier."""
-        idle = (self.idle_steps_V > self.run.losses.reset_after).nonzero().flatten()
-        if not self.run.losses.reset_after or not len(idle):
-            return
-        weight, random = self.module.quantizer.codebook.weight, step_generator(self.run.loop.seed, step)
-        chosen = torch.from_numpy(random.integers(len(self.last_tokens), size=len(idle))).to(self.device)
-        noise = torch.from_numpy(random.standard_normal((len(idle), weight.shape[1]))).to(weight)
-        weight[idle] = weight[self.last_tokens[chosen]] + 0.1 * weight.std(dim=0) * noise
-        self.idle_steps_V[idle] = 0
+        """Codes that are idle or follow means move; see `CodeKeeper`."""
+        self.codes.after_step(step_generator(self.run.loop.seed, step))
 
     def evaluate(self, module: nn.Module, limit: int | None) -> dict[str, float]:
         assert isinstance(module, Tokenizer)
@@ -98,10 +99,10 @@ class TokenizerTask:
         return side_by_side(pixels, to_uint8(module.decode(module.encode(given))))
 
     def state(self) -> dict[str, Tensor]:
-        return {"idle_steps_V": self.idle_steps_V}
+        return self.codes.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        self.idle_steps_V = tensors["idle_steps_V"].to(self.device)
+        self.codes.load_state(tensors)
 
     def export(self, module: nn.Module, folder: Path) -> None:
         assert isinstance(module, Tokenizer)
