@@ -21,7 +21,7 @@ from nextscale.data.loader import Batch
 from nextscale.train import saving
 from nextscale.train.ema import averaged_copy, update_average
 from nextscale.train.logs import Meter, RunLog, draw_curves
-from nextscale.train.optimizer import build_optimizer, set_rates
+from nextscale.train.optimizer import build_optimizer, clip_gradients, set_rates
 from nextscale.train.schedules import learning_rate, weight_decay
 from nextscale.train.settings import LoopSettings, OptimizerSettings
 from nextscale.train.task import Task
@@ -69,24 +69,25 @@ class _Run:
     optimizer_settings: OptimizerSettings
     optimizer: torch.optim.Optimizer
     average: nn.Module
+    say: Callable[[str], None]
 
     def step(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """Forward, backward, clip, update. Returns what to log."""
-        loop, settings, parameters = self.loop, self.optimizer_settings, list(self.task.module.parameters())
+        loop, settings = self.loop, self.optimizer_settings
         rate = learning_rate(settings, step, num_steps=loop.num_steps, batch_size=loop.batch_size)
         decay = weight_decay(settings, step, num_steps=loop.num_steps)
         set_rates(self.optimizer, lr=rate, weight_decay=decay)
         self.task.module.train()
-        device = parameters[0].device.type
+        device = next(self.task.module.parameters()).device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=loop.precision == "bfloat16"):
             loss, numbers = self.task.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+        norms = clip_gradients(self.task.module, settings.clip_norm, self.task.parameter_groups)
         self.optimizer.step()
         self.task.after_step(step)
-        update_average(self.average, self.task.module, decay=loop.ema_decay, step=step)
-        return {"loss": loss.detach(), "gradient_norm": norm, "lr": torch.tensor(rate), **numbers}
+        update_average(self.average, self.task.averaged, decay=loop.ema_decay, step=step)
+        return {"loss": loss.detach(), **norms, "lr": torch.tensor(rate), **numbers}
 
     def save(self, step: int) -> None:
         """A checkpoint after ``step`` steps."""
@@ -99,6 +100,8 @@ class _Run:
         """Score the averaged weights and make a picture with them."""
         scores = self.task.evaluate(self.average, limit)
         log.write("evaluate", step, scores)
+        for alarm in self.task.alarms(scores):
+            self.say(f"step {step}: {alarm}")
         picture = self.task.picture(self.average)
         if picture is not None:
             (self.folder / "pictures").mkdir(exist_ok=True)
@@ -123,8 +126,10 @@ def train(
     Returns:
         The scores of the finished model.
     """
-    optimizer = build_optimizer(task.module, optimizer_settings, no_decay=task.no_decay)
-    run = _Run(task, folder, loop, optimizer_settings, optimizer, averaged_copy(task.module))
+    optimizer = build_optimizer(
+        task.module, optimizer_settings, no_decay=task.no_decay, groups=task.parameter_groups
+    )
+    run = _Run(task, folder, loop, optimizer_settings, optimizer, averaged_copy(task.averaged), say)
     first, complaints = saving.restore(
         folder / "checkpoints", task=task, average=run.average, optimizer=optimizer
     )

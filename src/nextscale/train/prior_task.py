@@ -22,6 +22,7 @@ from nextscale.generate.generator import Generator
 from nextscale.models import find_model
 from nextscale.pixels import enlarge, grid, to_model
 from nextscale.prior.next_scale import NextScalePrior, drop_path_factors
+from nextscale.train.optimizer import ParameterGroup
 from nextscale.train.settings import PriorRun
 
 _PICTURE_CLASSES, _PICTURE_PER_CLASS = 10, 8
@@ -37,6 +38,7 @@ class PriorTask:
         "log_scale",
         "modulation_offset",
     )
+    parameter_groups: tuple[ParameterGroup, ...] = ()
 
     def __init__(
         self, run: PriorRun, *, source: Source, validation: Source, device: torch.device, folder: Path
@@ -68,6 +70,14 @@ class PriorTask:
                 f"sampling.top_k {run.sampling.top_k} exceeds the {vocab_size} codes of the tokenizer"
             )
         self.module = build_prior(self.settings).to(device)
+
+    @property
+    def averaged(self) -> nn.Module:
+        return self.module
+
+    @property
+    def totals(self) -> dict[str, Tensor]:
+        return {}
 
     def batches(self, steps: range) -> Iterator[Batch]:
         loop = self.run.loop
@@ -127,6 +137,9 @@ class PriorTask:
         assert isinstance(module, NextScalePrior)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.loop.precision == "bfloat16"):
             return prediction_scores(self.tokenizer, module.eval(), self.validation, limit=limit)
+
+    def alarms(self, scores: dict[str, float]) -> list[str]:
+        return []
 
     def picture(self, module: nn.Module) -> numpy.ndarray:
         assert isinstance(module, NextScalePrior)
