@@ -78,6 +78,37 @@ def test_each_weight_of_the_tokenizers_loss_counts() -> None:
     )
 
 
+def _wide_task(**losses: Any) -> TokenizerTask:
+    """Of 16 pixels a side: the perceptual network needs 9."""
+    torch.manual_seed(0)
+    settings = model_settings(levels=3)
+    run = TokenizerRun(schedule=settings.schedule, tokenizer=settings.tokenizer, losses=losses)
+    return TokenizerTask(run, source=MemorySource(6), validation=MemorySource(3), device=CPU)
+
+
+def test_the_perceptual_loss_pulls_at_the_tokenizer_and_is_no_part_of_it() -> None:
+    plain, seeing = _wide_task(), _wide_task(perceptual=2.0)
+    assert seeing.module.state_dict().keys() == plain.module.state_dict().keys()
+    batch = next(iter(plain.batches(range(1))))
+    losses = []
+    for task in (plain, seeing):
+        task.module.train()
+        loss, numbers = task.loss(batch)
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0] + 2.0 * float(numbers["perceptual"].detach()), rel=1e-5)
+    assert "perceptual" not in plain.loss(batch)[1]
+    one, other = (task.tokenizer.decoder.conv_in.weight.grad for task in (plain, seeing))
+    assert not torch.allclose(one, other, rtol=0.1)
+    network = seeing.reconstruction.perceptual
+    assert network is not None and not any(part.training for part in network.modules())
+
+
+def test_images_too_small_for_the_perceptual_network_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=r"at least 9 pixels a side, given \(8, 8\)"):
+        _tokenizer_task(perceptual=1.0)
+
+
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer") / "model"

@@ -42,6 +42,15 @@ class PerceptualDistance(nn.Module):
         self.network = network
         self.heads = nn.ParameterList(heads or ()).requires_grad_(False)
 
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise ValueError for images (H, W) that are too small for the network."""
+        least = self.network.smallest_side
+        if min(size) < least:
+            raise ValueError(
+                f"the perceptual network needs images of at least {least} pixels a side, given {size}: set "
+                "losses.perceptual 0, or train on larger images"
+            )
+
     def forward(self, images_BCHW: Tensor, references_BCHW: Tensor) -> Tensor:
         """The distance of each image from its reference: float32 (B,), with gradient to the images alone.
 
@@ -52,12 +61,7 @@ class PerceptualDistance(nn.Module):
         Raises:
             ValueError: images that are too small for the network.
         """
-        least = self.network.smallest_side
-        if min(images_BCHW.shape[2:]) < least:
-            raise ValueError(
-                f"the perceptual network needs images of at least {least} pixels a side, given "
-                f"{tuple(images_BCHW.shape[2:])}: set losses.perceptual 0, or train on larger images"
-            )
+        self.check_size((images_BCHW.shape[2], images_BCHW.shape[3]))
         with torch.no_grad():
             references = [_unit(map_BCHW) for map_BCHW in self.network.maps(references_BCHW)]
         distance_B = images_BCHW.new_zeros(len(images_BCHW), dtype=torch.float32)

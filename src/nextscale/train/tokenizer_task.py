@@ -48,7 +48,7 @@ class TokenizerTask:
         self.codes = CodeKeeper(
             self.tokenizer.quantizer.codebook, run.codes, reset_after=run.losses.reset_after
         )
-        self.reconstruction = ReconstructionLoss(run, device)
+        self.reconstruction = ReconstructionLoss(run, image_size=self.tokenizer.image_size, device=device)
         self.module: nn.Module = self.tokenizer
         self.parameter_groups: tuple[ParameterGroup, ...] = ()
         self.adversary = self._with_discriminator() if run.losses.adversarial else None
