@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from nextscale.train.adversary import Adversary
 from nextscale.train.alarms import adversary_alarms, usage_alarms
 from nextscale.train.discriminator import Discriminator
 from nextscale.train.settings import DiscriminatorSettings, TokenizerRun
+from nextscale.train.tokenizer_task import TokenizerTask
+from runs_for_tests import make_home, tiny_run, train_quietly
 
 
 def _run(**losses: Any) -> TokenizerRun:
@@ -65,3 +68,10 @@ def test_signs_of_the_adversarial_training(state: dict[str, Any], expected: list
     assert len(found) == len(expected)
     for line, start in zip(found, expected, strict=True):
         assert line.startswith(start) and "try " in line
+
+
+def test_the_loop_says_what_a_task_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny_run("tokenizer", make_home(tmp_path), num_steps=2)
+    monkeypatch.setattr(TokenizerTask, "alarms", lambda _, scores: [f"psnr {scores['psnr']:.2f}"])
+    scores, said = train_quietly(run, tmp_path / "run")
+    assert said[-1] == f"step 2: psnr {scores['psnr']:.2f}"
