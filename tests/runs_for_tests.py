@@ -36,12 +36,18 @@ def tiny_run(kind: str, home: Path, **loop: Any) -> Run:
         "optimizer": {"base_lr": 0.1, "warmup_share": 0.1, "clip_norm": 1.0},
         "loop": {**LOOP, **loop},
     }
-    if kind == "tokenizer":
+    if kind in ("tokenizer", "adversarial"):
         tokenizer = model_settings().tokenizer
         # codes are moved during the run: idle counters must survive
-        return TokenizerRun(
-            schedule={"sizes": SIZES}, tokenizer=tokenizer, losses={"reset_after": 3}, **common
-        )
+        losses: dict[str, Any] = {"reset_after": 3}
+        if kind == "adversarial":  # and everything else that has a state or reads random numbers
+            losses |= {"adversarial": 0.5}
+            common["codes"] = {"ema_decay": 0.8, "gradient": "rotation", "scale_dropout": 0.4}
+            common["discriminator"] = {
+                "num_levels": 2, "spectral_norm": True, "consistency": 1.0, "start": 0.2, "warmup_share": 0.5,
+                "lr_factor": 0.5,
+            }  # fmt: skip
+        return TokenizerRun(schedule={"sizes": SIZES}, tokenizer=tokenizer, losses=losses, **common)
     if kind == "prior":
         prior = {"depth": 2, "model_dim": 16, "num_heads": 2, "drop_path": 0.3, "class_dropout": 0.3}
         return PriorRun(tokenizer_from=str(home / "given"), prior=prior, **common)

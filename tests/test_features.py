@@ -12,7 +12,7 @@ from torch import Tensor
 from models_for_tests import divided_classifier
 from nextscale.features.classifier import Classifier, load_classifier, save_classifier
 from nextscale.features.settings import ClassifierSettings
-from nextscale.train.classifier_task import cut_out, shift
+from nextscale.train.augment import cut_out, shift
 
 SETTINGS = ClassifierSettings(image_size=16, dims=(8, 16), class_names=("a", "b", "c"))
 

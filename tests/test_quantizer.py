@@ -13,7 +13,7 @@ from models_for_tests import (
     random_tokens,
 )
 from nextscale.scales import ScaleSchedule
-from nextscale.tokenizer.quantizer import MultiScaleQuantizer, Phi
+from nextscale.tokenizer.quantizer import MultiScaleQuantizer, Phi, rotate_onto
 from nextscale.tokenizer.settings import QuantizerSettings
 
 WIDE = ScaleSchedule(sizes=((1, 1), (2, 3), (3, 5)))
@@ -136,3 +136,108 @@ def test_losses_are_means_over_the_scales() -> None:
     errors = [(part - features).square().mean() for part in tokenizer.quantizer.maps(quantized.tokens_BL)]
     assert quantized.codebook_loss.item() == pytest.approx(sum(errors).item() / 4, rel=1e-5)
     assert quantized.commitment_loss.item() == pytest.approx(sum(errors).item() / 4, rel=1e-5)
+
+
+def test_training_targets_are_what_the_codes_were_chosen_for() -> None:
+    quantizer, features = loud_tokenizer(SCHEDULE).quantizer, torch.randn(2, 6, 4, 4)
+    quantized = quantizer(features)
+    assert torch.equal(quantizer.nearest(quantized.targets_BLC), quantized.tokens_BL)
+    maps = list(quantizer.maps(quantized.tokens_BL))
+    left = F.interpolate(features - maps[1], size=(3, 3), mode="area").flatten(2).transpose(1, 2)
+    assert torch.allclose(quantized.targets_BLC[:, 5:14], left, atol=1e-5)
+    assert not quantized.targets_BLC.requires_grad and quantized.kept_BL.all()
+
+
+# options of training
+
+
+def test_the_rotation_is_that_of_the_paper() -> None:
+    """Against an explicit matrix per cell; gradients turn with the code and are stretched."""
+    features, codes = torch.randn(1, 5, 2, 2, requires_grad=True), torch.randn(1, 5, 2, 2)
+    rotated = rotate_onto(features, codes)
+    assert torch.allclose(rotated, codes, atol=1e-5)
+    wish = torch.randn_like(codes)
+    (rotated * wish).sum().backward()
+    assert features.grad is not None
+    for row in range(2):
+        for column in range(2):
+            e, q = features.detach()[0, :, row, column], codes[0, :, row, column]
+            e_hat, q_hat = e / e.norm(), q / q.norm()
+            middle = (e_hat + q_hat) / (e_hat + q_hat).norm()
+            turn = torch.eye(5) - 2 * torch.outer(middle, middle) + 2 * torch.outer(q_hat, e_hat)
+            assert torch.allclose(turn @ turn.T, torch.eye(5), atol=1e-5)
+            expected = q.norm() / e.norm() * turn.T @ wish[0, :, row, column]
+            assert torch.allclose(features.grad[0, :, row, column], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-9, -1.0])
+def test_a_rotation_without_direction_stays_finite(length: float) -> None:
+    codes = torch.randn(1, 5, 1, 1)
+    features = (length * codes).requires_grad_()
+    rotated = rotate_onto(features, codes)
+    rotated.sum().backward()
+    assert features.grad is not None and features.grad.isfinite().all()
+    assert torch.allclose(rotated, codes, atol=1e-5)
+
+
+def test_rotation_changes_gradients_of_the_encoder_alone() -> None:
+    quantizer = loud_tokenizer(SCHEDULE).quantizer
+    grads, values = [], []
+    for rotate in (False, True):
+        features = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        quantized = quantizer(features, rotate=rotate)
+        quantized.features_BChw.square().sum().backward()
+        grads.append(features.grad)
+        values.append(quantized)
+    assert torch.allclose(values[0].features_BChw, values[1].features_BChw, atol=1e-5)
+    assert torch.equal(values[0].codebook_loss, values[1].codebook_loss)
+    assert not torch.allclose(grads[0], grads[1], atol=1e-2)
+    assert quantizer.codebook.weight.grad is None
+
+
+def test_samples_that_stop_early_end_in_the_map_of_their_scale() -> None:
+    quantizer, features = loud_tokenizer(SCHEDULE).quantizer, torch.randn(4, 6, 4, 4)
+    last = torch.tensor([0, 2, 3, 1])
+    quantized = quantizer(features, last_scale_B=last)
+    maps = [part.detach() for part in quantizer.maps(quantized.tokens_BL)]
+    for sample, scale in enumerate(last.tolist()):
+        assert torch.allclose(quantized.features_BChw[sample], maps[scale][sample], atol=1e-5)
+    assert quantized.kept_BL.sum(dim=1).tolist() == [1, 14, 30, 5]
+    errors = torch.tensor(
+        [
+            sum((maps[scale][sample] - features[sample]).square().mean() for scale in range(end + 1))
+            / (end + 1)
+            for sample, end in enumerate(last.tolist())
+        ]
+    )
+    assert quantized.codebook_loss.item() == pytest.approx(errors.mean().item(), rel=1e-5)
+    assert quantized.commitment_loss.item() == pytest.approx(errors.mean().item(), rel=1e-5)
+
+
+def test_nobody_stopping_is_the_same_as_no_stopping() -> None:
+    quantizer, features = loud_tokenizer(SCHEDULE).quantizer, torch.randn(4, 6, 4, 4)
+    plain, whole = quantizer(features), quantizer(features, last_scale_B=torch.full((4,), 3))
+    assert torch.equal(plain.features_BChw, whole.features_BChw) and torch.equal(plain.kept_BL, whole.kept_BL)
+    assert plain.codebook_loss.item() == pytest.approx(whole.codebook_loss.item(), rel=1e-6)
+
+
+def test_one_scale_is_the_quantiser_of_a_vqgan() -> None:
+    """Nearest codes, straight through, two mean squared errors (van den Oord et al. 2017, equation 3)."""
+    schedule = ScaleSchedule.square([4])
+    quantizer = loud_tokenizer(schedule, num_phis=1, phi_ratio=0.0).quantizer
+    features = torch.randn(3, 6, 4, 4, requires_grad=True)
+    quantized = quantizer(features)
+    vectors = features.detach().permute(0, 2, 3, 1).reshape(-1, 6)
+    codes = quantizer.codebook.weight
+    tokens = torch.cdist(vectors, codes).argmin(dim=1)
+    assert torch.equal(quantized.tokens_BL, tokens.view(3, 16))
+    chosen = codes[tokens].view(3, 4, 4, 6).permute(0, 3, 1, 2)
+    expected = F.mse_loss(chosen, features.detach())
+    assert torch.allclose(quantized.codebook_loss, expected) and torch.allclose(
+        quantized.commitment_loss, expected
+    )
+    assert torch.allclose(quantized.features_BChw, chosen, atol=1e-6)
+    mine = torch.autograd.grad(quantized.codebook_loss, codes, retain_graph=True)[0]
+    assert torch.allclose(mine, torch.autograd.grad(expected, codes)[0], atol=1e-6)
+    (pull,) = torch.autograd.grad(quantized.commitment_loss, features)
+    assert torch.allclose(pull, 2 * (features - chosen).detach() / features.numel(), atol=1e-6)

@@ -23,7 +23,10 @@ from nextscale.train.schedules import learning_rate
 from nextscale.train.tokenizer_task import TokenizerTask
 from runs_for_tests import STEPS, Run, make_home, tiny_run, train_quietly
 
-TASKS: dict[str, Any] = {"tokenizer": TokenizerTask, "prior": PriorTask, "classifier": ClassifierTask}
+TASKS: dict[str, Any] = {
+    "tokenizer": TokenizerTask, "adversarial": TokenizerTask, "prior": PriorTask,
+    "classifier": ClassifierTask,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +190,18 @@ def test_what_each_kind_logs_and_ships(undisturbed: Any) -> None:
     tokenizer = Generator.load(folder / "model")
     assert tokenizer.class_names == ("class 00", "class 01", "class 02")
     assert tokenizer.settings.prior is None and tokenizer.settings.enlarge == 1.25
+
+    folder, _ = undisturbed("adversarial")
+    records = read_log(folder / "log.jsonl")
+    assert records[0]["adversarial_weight"] == 0 and records[-2]["adversarial_weight"] > 0
+    assert {"adversarial", "discriminator_loss", "discriminator_gradient_norm"} <= set(records[0])
+    assert set(read_tensors(folder / "model" / "tokenizer.safetensors")) == set(
+        tokenizer.tokenizer.state_dict()
+    )
+    last = folder / "checkpoints" / "step-00000012"
+    assert any("discriminator" in name for name in read_tensors(last / "module.safetensors"))
+    assert set(read_tensors(last / "average.safetensors")) == set(tokenizer.tokenizer.state_dict())
+    assert {"adaptive_weight", "running_sums_VC"} <= set(read_tensors(last / "task.safetensors"))
 
     folder, scores = undisturbed("prior")
     assert {"accuracy", "scale_loss_0", "scale_loss_3"} <= set(read_log(folder / "log.jsonl")[0])

@@ -42,22 +42,21 @@ def test_idle_codes_are_moved_beside_used_ones_after_the_set_number_of_steps() -
     for step in range(4):
         assert torch.equal(_code(task), before), step
         task.loss(batch)
-        assert task.idle_steps_V[:40].tolist() == [step + 1] * 40
+        used = task.codes.totals["code_counts_V"].nonzero().flatten()
         task.after_step(step)
+        assert task.codes.idle_steps_V[:40].tolist() == [step + 1 if step < 3 else 0] * 40
     moved = _code(task)[:40].detach()
-    used = before[task.last_tokens.unique()]
     noise = 0.1 * before.std(dim=0)
-    distance = ((moved[:, None] - used) / noise).abs().amax(dim=2).amin(dim=1)
+    distance = ((moved[:, None] - before[used]) / noise).abs().amax(dim=2).amin(dim=1)
     assert (distance < 6).all() and len(moved.unique(dim=0)) == 40
-    assert task.idle_steps_V[:40].eq(0).all()
-    assert torch.equal(_code(task)[task.last_tokens], before[task.last_tokens])
+    assert torch.equal(_code(task)[used], before[used])
 
 
 def test_idle_codes_may_stay() -> None:
     task = _tokenizer_task(reset_after=0)
     before = _code(task).detach().clone()
     task.loss(next(iter(task.batches(range(1)))))
-    task.idle_steps_V += 1000
+    task.codes.idle_steps_V += 1000
     task.after_step(0)
     assert torch.equal(_code(task), before)
 
@@ -77,6 +76,37 @@ def test_each_weight_of_the_tokenizers_loss_counts() -> None:
     assert float(loss.detach()) == pytest.approx(
         sum(weights[name] * parts[name] for name in weights), rel=1e-5
     )
+
+
+def _wide_task(**losses: Any) -> TokenizerTask:
+    """Of 16 pixels a side: the perceptual network needs 9."""
+    torch.manual_seed(0)
+    settings = model_settings(levels=3)
+    run = TokenizerRun(schedule=settings.schedule, tokenizer=settings.tokenizer, losses=losses)
+    return TokenizerTask(run, source=MemorySource(6), validation=MemorySource(3), device=CPU)
+
+
+def test_the_perceptual_loss_pulls_at_the_tokenizer_and_is_no_part_of_it() -> None:
+    plain, seeing = _wide_task(), _wide_task(perceptual=2.0)
+    assert seeing.module.state_dict().keys() == plain.module.state_dict().keys()
+    batch = next(iter(plain.batches(range(1))))
+    losses = []
+    for task in (plain, seeing):
+        task.module.train()
+        loss, numbers = task.loss(batch)
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0] + 2.0 * float(numbers["perceptual"].detach()), rel=1e-5)
+    assert "perceptual" not in plain.loss(batch)[1]
+    one, other = (task.tokenizer.decoder.conv_in.weight.grad for task in (plain, seeing))
+    assert not torch.allclose(one, other, rtol=0.1)
+    network = seeing.reconstruction.perceptual
+    assert network is not None and not any(part.training for part in network.modules())
+
+
+def test_images_too_small_for_the_perceptual_network_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=r"at least 9 pixels a side, given \(8, 8\)"):
+        _tokenizer_task(perceptual=1.0)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
-"""A small residual network that names what is on an image: the yardstick for samples, and later the offline
-features.
+"""A small network that names what is on an image: the yardstick for samples, and a look at images that
+needs no download.
 
 Letters: B batch, H W pixels, K classes, F features.
 """
@@ -64,12 +64,21 @@ class Classifier(nn.Module):
         assert self.stem.bias is not None
         nn.init.zeros_(self.stem.bias)
 
+    @property
+    def smallest_side(self) -> int:
+        """Pixels that an image must have along each side."""
+        return int(2 ** len(self.levels) + 1)
+
+    def maps(self, images_BCHW: Tensor) -> list[Tensor]:
+        """Images float (B, 3, H, W) in [-1, 1] of any size that is large enough -> what each level sees."""
+        maps = [F.relu(self.stem(images_BCHW))]
+        for level in self.levels:
+            maps.append(level(maps[-1]))
+        return maps[1:]
+
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Images float (B, 3, H, W) in [-1, 1] -> (B, F), before the last linear layer."""
-        hidden = F.relu(self.stem(images_BCHW))
-        for level in self.levels:
-            hidden = level(hidden)
-        return hidden.amax(dim=(2, 3))
+        return self.maps(images_BCHW)[-1].amax(dim=(2, 3))
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Images float (B, 3, H, W) in [-1, 1] -> logits (B, K).

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class ClassifierSettings(BaseModel):
@@ -15,3 +17,20 @@ class ClassifierSettings(BaseModel):
     )
     dims: tuple[int, ...] = Field((64, 256, 256), min_length=1, description="channels per level")
     class_names: tuple[str, ...] = Field((), description="one name per output, filled in from the data")
+
+
+class PerceptualSettings(BaseModel):
+    """Which network compares images. Weights are a .safetensors or .pth file, or hub:OWNER/NAME/FILE."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    network: Literal["classifier", "vgg16"] = Field(
+        "classifier", description="classifier: the bundled one for CIFAR-10; vgg16: needs weights"
+    )
+    weights: str = Field("", description="of vgg16, as torchvision or LPIPS name them")
+    heads: str = Field("", description="LPIPS weights per channel of vgg16; empty: all channels count alike")
+
+    @model_validator(mode="after")
+    def _check_files(self) -> PerceptualSettings:
+        if self.network == "classifier" and (self.weights or self.heads):
+            raise ValueError("weights and heads are those of vgg16: set network vgg16, or leave them empty")
+        return self

@@ -91,11 +91,16 @@ class Tokenizer(nn.Module):
         with torch.autocast(tokens_BL.device.type, enabled=False):
             return self.quantizer.teacher_inputs(tokens_BL)
 
-    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Quantized]:
-        """Reconstruct with gradients: the images before clamping, and what the quantiser did."""
+    def forward(
+        self, images_BCHW: Tensor, *, rotate: bool = False, last_scale_B: Tensor | None = None
+    ) -> tuple[Tensor, Quantized]:
+        """Reconstruct with gradients: the images before clamping, and what the quantiser did.
+
+        The options are those of `MultiScaleQuantizer.forward`.
+        """
         features = self.features(images_BCHW)
         with torch.autocast(features.device.type, enabled=False):
-            quantized = self.quantizer(features.float())
+            quantized = self.quantizer(features.float(), rotate=rotate, last_scale_B=last_scale_B)
         return self.decoder(self.post_quant(quantized.features_BChw)), quantized
 
     def _maps(self, tokens_BL: Tensor) -> list[Tensor]:

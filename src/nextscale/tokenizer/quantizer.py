@@ -21,15 +21,19 @@ from nextscale.tokenizer.settings import QuantizerSettings
 
 #: Chooses the code vectors (B, T, C) of a scale, given its number and the map (B, C, h, w) so far.
 ChooseCodes = Callable[[int, Tensor], Tensor]
+#: Features shorter than this have no direction.
+_SHORTEST = 1e-6
 
 
 class Quantized(NamedTuple):
     """What training needs of one pass through the quantiser."""
 
-    features_BChw: Tensor  #: the accumulated codes, with straight-through gradient to the encoder's features
+    features_BChw: Tensor  #: the accumulated codes, with gradient to the encoder's features
     tokens_BL: Tensor
     codebook_loss: Tensor  #: pulls codes and phis towards the features, mean over scales
     commitment_loss: Tensor  #: pulls the features towards the codes, mean over scales
+    targets_BLC: Tensor  #: what each code was chosen for, without gradient
+    kept_BL: Tensor  #: bool, whether a token belongs to a scale at which its sample had not stopped yet
 
 
 class Phi(nn.Conv2d):
@@ -41,6 +45,42 @@ class Phi(nn.Conv2d):
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         return x_BChw * (1 - self.ratio) + super().forward(x_BChw) * self.ratio
+
+
+def rotate_onto(features_BChw: Tensor, codes_BChw: Tensor) -> Tensor:
+    """The codes as a rotation and a stretch of the features, both taken as constants (rotation trick).
+
+    In every cell a vector e becomes its code q = (|q| / |e|) R e, where R turns e onto q in their common
+    plane: R x = x - 2 m (m.x) + 2 q' (e'.x), with e' = e / |e|, q' = q / |q| and m the middle of both
+    directions (Fifty et al. 2024, arXiv 2410.06424, section 4). The gradient of q arrives at e turned back
+    by R and stretched, so that the angle between gradient and code stays; a vector of length 0 has no
+    direction and gets it unchanged.
+
+    Args:
+        features_BChw: e, float32 (B, C, h, w).
+        codes_BChw: q, the same shape; no gradient goes to it.
+
+    Returns:
+        The values of q, with gradient to e.
+    """
+    fixed, codes = features_BChw.detach(), codes_BChw.detach()
+    length = fixed.norm(dim=1, keepdim=True)
+    from_BChw, onto_BChw = F.normalize(fixed, dim=1), F.normalize(codes, dim=1)
+    middle_BChw = F.normalize(from_BChw + onto_BChw, dim=1)
+    turned = (
+        features_BChw
+        - 2 * middle_BChw * (middle_BChw * features_BChw).sum(dim=1, keepdim=True)
+        + 2 * onto_BChw * (from_BChw * features_BChw).sum(dim=1, keepdim=True)
+    )
+    stretch = codes.norm(dim=1, keepdim=True) / length.clamp_min(_SHORTEST)
+    return torch.where(length > _SHORTEST, stretch * turned, features_BChw + (codes - fixed))
+
+
+def _mean_error(one_BChw: Tensor, other_BChw: Tensor, weight_B: Tensor | None) -> Tensor:
+    """The mean squared error, each sample with its weight."""
+    if weight_B is None:
+        return F.mse_loss(one_BChw, other_BChw)
+    return ((one_BChw - other_BChw).square().flatten(1).mean(dim=1) * weight_B).mean()
 
 
 class MultiScaleQuantizer(nn.Module):
@@ -144,24 +184,52 @@ class MultiScaleQuantizer(nn.Module):
         """C."""
         return self.settings.code_dim
 
-    def forward(self, features_BChw: Tensor) -> Quantized:
-        """Quantise with gradients, for training: float32 (B, C, h, w)."""
-        fixed, parts = features_BChw.detach(), []
+    def forward(
+        self, features_BChw: Tensor, *, rotate: bool = False, last_scale_B: Tensor | None = None
+    ) -> Quantized:
+        """Quantise with gradients, for training.
+
+        Args:
+            features_BChw: float32 (B, C, h, w).
+            rotate: hand the decoder's gradient back through `rotate_onto` instead of straight through.
+            last_scale_B: int64 (B,) in [0, S), the scale after which each sample stops; what comes later
+                counts neither in its map nor in its losses. None: nobody stops early.
+        """
+        fixed, parts, targets = features_BChw.detach(), [], []
+        num_scales = self.schedule.num_scales
 
         def choose(scale: int, accumulated: Tensor) -> Tensor:
-            parts.append(self.nearest(self.resize_to(scale, fixed - accumulated.detach())))
+            targets.append(self.resize_to(scale, fixed - accumulated.detach()))
+            parts.append(self.nearest(targets[-1]))
             return self.codebook(parts[-1])
 
         codebook_loss = commitment_loss = features_BChw.new_zeros(())
-        accumulated = features_BChw
-        for accumulated in self.walk(choose, len(features_BChw)):
-            codebook_loss = codebook_loss + F.mse_loss(accumulated, fixed)
-            commitment_loss = commitment_loss + F.mse_loss(features_BChw, accumulated.detach())
-        num_scales = self.schedule.num_scales
-        straight_through = features_BChw + (accumulated.detach() - fixed)
+        last_map, weight_B = features_BChw, None
+        for scale, accumulated in enumerate(self.walk(choose, len(features_BChw))):
+            if last_scale_B is None:
+                last_map = accumulated
+            else:  # the mean over a sample's own scales
+                goes_on_B = scale <= last_scale_B
+                last_map = torch.where(goes_on_B[:, None, None, None], accumulated, last_map)
+                weight_B = goes_on_B * (num_scales / (last_scale_B + 1))
+            codebook_loss = codebook_loss + _mean_error(accumulated, fixed, weight_B)
+            commitment_loss = commitment_loss + _mean_error(features_BChw, accumulated.detach(), weight_B)
+        if rotate:
+            with_gradient = rotate_onto(features_BChw, last_map)
+        else:  # straight through
+            with_gradient = features_BChw + (last_map.detach() - fixed)
+        tokens_BL = self.schedule.join(parts)
         return Quantized(
-            straight_through,
-            self.schedule.join(parts),
+            with_gradient,
+            tokens_BL,
             codebook_loss / num_scales,
             commitment_loss / num_scales,
+            self.schedule.join(targets),
+            self._kept(tokens_BL, last_scale_B),
         )
+
+    def _kept(self, tokens_BL: Tensor, last_scale_B: Tensor | None) -> Tensor:
+        if last_scale_B is None:
+            return torch.ones_like(tokens_BL, dtype=torch.bool)
+        scale_L = torch.tensor(self.schedule.level_ids, device=tokens_BL.device)
+        return scale_L <= last_scale_B[:, None]

@@ -17,6 +17,8 @@ from nextscale.data.sources import Source
 from nextscale.distributed import place
 from nextscale.features.classifier import Classifier, save_classifier
 from nextscale.pixels import to_model
+from nextscale.train.augment import cut_out, shift
+from nextscale.train.optimizer import ParameterGroup
 from nextscale.train.settings import ClassifierRun
 
 _WHITENING_IMAGES = 2000
@@ -27,6 +29,7 @@ class ClassifierTask:
 
     score: tuple[str, bool] = ("accuracy", True)
     no_decay: tuple[str, ...] = ()
+    parameter_groups: tuple[ParameterGroup, ...] = ()
 
     def __init__(
         self, run: ClassifierRun, *, source: Source, validation: Source, device: torch.device
@@ -40,6 +43,14 @@ class ClassifierTask:
         )
         classifier.whiten_stem(to_model(pixels))
         self.module = place(classifier, device)
+
+    @property
+    def averaged(self) -> nn.Module:
+        return self.module
+
+    @property
+    def totals(self) -> dict[str, Tensor]:
+        return {}
 
     def batches(self, steps: range) -> Iterator[Batch]:
         loop = self.run.loop
@@ -77,6 +88,9 @@ class ClassifierTask:
         ]
         return {"accuracy": float(numpy.concatenate(right).mean())}
 
+    def alarms(self, scores: dict[str, float]) -> list[str]:
+        return []
+
     def picture(self, module: nn.Module) -> None:
         """There is nothing to look at."""
 
@@ -89,24 +103,3 @@ class ClassifierTask:
     def export(self, module: nn.Module, folder: Path) -> None:
         assert isinstance(module, Classifier)
         save_classifier(folder, module)
-
-
-def shift(images_BCHW: Tensor, uniforms_B2: Tensor, most: int) -> Tensor:
-    """Move each image by up to ``most`` pixels along both axes, mirrored at the edge."""
-    height, width = images_BCHW.shape[2:]
-    padded = F.pad(images_BCHW, (most,) * 4, mode="reflect")
-    start = (uniforms_B2 * (2 * most + 1)).long()
-    rows = start[:, :1] + torch.arange(height, device=start.device)
-    columns = start[:, 1:] + torch.arange(width, device=start.device)
-    batch = torch.arange(len(images_BCHW), device=start.device)[:, None, None]
-    moved = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
-    return moved.permute(0, 3, 1, 2)
-
-
-def cut_out(images_BCHW: Tensor, uniforms_B2: Tensor, side: int) -> Tensor:
-    """Paint a gray square of ``side`` pixels into each image; its center may lie anywhere."""
-    height, width = images_BCHW.shape[2:]
-    center = uniforms_B2 * torch.tensor([height, width], device=uniforms_B2.device)
-    rows = (torch.arange(height, device=center.device) + 0.5 - center[:, :1]).abs() < side / 2
-    columns = (torch.arange(width, device=center.device) + 0.5 - center[:, 1:]).abs() < side / 2
-    return images_BCHW.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)

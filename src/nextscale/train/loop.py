@@ -54,7 +54,7 @@ class _Run:
         self.progress = self.progress.after_step(result.finite)
         if result.finite:
             self.task.after_step(step)
-            update_average(self.average, self.task.module, decay=loop.ema_decay, step=step)
+            update_average(self.average, self.task.averaged, decay=loop.ema_decay, step=step)
         else:
             self._complain(batch, result)
         return StepResult({**result.numbers, "lr": torch.tensor(rate)}, result.finite)
@@ -87,6 +87,8 @@ class _Run:
         """Score and draw the averaged weights, for the log."""
         scores = self.task.evaluate(self.average, limit)
         self.log.write("evaluate", self.progress.step, scores)
+        for alarm in self.task.alarms(scores):
+            self.say(f"step {self.progress.step}: {alarm}")
         picture = self.task.picture(self.average)
         if picture is not None:
             (self.folder / "pictures").mkdir(exist_ok=True)
@@ -122,8 +124,10 @@ def train(
         ValueError: too many steps in a row without finite numbers.
         OSError: a checkpoint could not be written.
     """
-    optimizer = build_optimizer(task.module, optimizer_settings, no_decay=task.no_decay)
-    average = averaged_copy(task.module)
+    optimizer = build_optimizer(
+        task.module, optimizer_settings, no_decay=task.no_decay, groups=task.parameter_groups
+    )
+    average = averaged_copy(task.averaged)
     first, complaints = saving.restore(
         folder / "checkpoints", task=task, average=average, optimizer=optimizer
     )

@@ -6,7 +6,8 @@ gates, learned scales and embeddings do not (field practice of the released mode
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,25 +21,69 @@ def decays(name: str, parameter: Tensor, no_decay: Iterable[str]) -> bool:
     return parameter.ndim >= 2 and not any(part in name for part in no_decay)
 
 
-def build_optimizer(
-    module: nn.Module, settings: OptimizerSettings, *, no_decay: Iterable[str]
-) -> torch.optim.AdamW:
-    """AdamW over all parameters of a module, in two groups: decayed, spared."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    spared = tuple(no_decay)
+@dataclass(frozen=True)
+class ParameterGroup:
+    """A part of a module that is trained at its own pace and clipped by itself."""
+
+    name: str  #: of the submodule that holds its parameters
+    lr_factor: float  #: its learning rate / that of the rest
+    betas: tuple[float, float]
+    clip_norm: float
+
+
+def _parts(
+    module: nn.Module, groups: Sequence[ParameterGroup]
+) -> dict[ParameterGroup | None, list[tuple[str, nn.Parameter]]]:
+    """Every named parameter once: those of each group, and under None the rest."""
+    parts: dict[ParameterGroup | None, list[tuple[str, nn.Parameter]]] = {None: [], **{g: [] for g in groups}}
     for name, parameter in module.named_parameters():
-        groups[decays(name, parameter, spared)].append(parameter)
+        owner = next((group for group in groups if name.startswith(f"{group.name}.")), None)
+        parts[owner].append((name, parameter))
+    return parts
+
+
+def build_optimizer(
+    module: nn.Module, settings: OptimizerSettings, *, no_decay: Iterable[str],
+    groups: Sequence[ParameterGroup] = (),
+) -> torch.optim.AdamW:  # fmt: skip
+    """AdamW over all parameters of a module: decayed and spared ones of the rest, then of each group."""
+    spared, described = tuple(no_decay), []
+    for group, named in _parts(module, groups).items():
+        for decayed in (True, False):
+            described.append(
+                {
+                    "params": [item for name, item in named if decays(name, item, spared) is decayed],
+                    "decayed": decayed,
+                    "lr_factor": group.lr_factor if group else 1.0,
+                    "betas": group.betas if group else settings.betas,
+                }
+            )
     return torch.optim.AdamW(
-        [{"params": groups[True], "decayed": True}, {"params": groups[False], "decayed": False}],
-        lr=settings.base_lr, betas=settings.betas, eps=settings.eps, weight_decay=0.0, fused=True,
-    )  # fmt: skip
+        described, lr=settings.base_lr, betas=settings.betas, eps=settings.eps, weight_decay=0.0, fused=True
+    )
 
 
 def set_rates(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float) -> None:
     """Put this step's values into the optimizer."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_factor"]
         group["weight_decay"] = weight_decay if group["decayed"] else 0.0
+
+
+def clip_gradients(
+    module: nn.Module, clip_norm: float, groups: Sequence[ParameterGroup] = ()
+) -> dict[str, Tensor]:
+    """Shorten the gradient of the rest to ``clip_norm`` and that of each group to its own.
+
+    Returns:
+        The norms before, to log.
+    """
+    norms = {}
+    for group, named in _parts(module, groups).items():
+        parameters = [parameter for _, parameter in named]
+        limit, name = (group.clip_norm, f"{group.name}_") if group else (clip_norm, "")
+        norms[f"{name}gradient_norm"] = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    return norms
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:

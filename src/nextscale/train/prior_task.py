@@ -23,6 +23,7 @@ from nextscale.models import find_model
 from nextscale.pixels import enlarge, grid, to_model
 from nextscale.prior.next_scale import NextScalePrior, drop_path_factors
 from nextscale.scales import ScaleSchedule
+from nextscale.train.optimizer import ParameterGroup
 from nextscale.train.settings import PriorRun
 
 _PICTURE_CLASSES, _PICTURE_PER_CLASS = 10, 8
@@ -39,6 +40,7 @@ class PriorTask:
         "log_scale",
         "modulation_offset",
     )
+    parameter_groups: tuple[ParameterGroup, ...] = ()
 
     def __init__(
         self, run: PriorRun, *, source: Source, validation: Source, device: torch.device, folder: Path
@@ -71,6 +73,14 @@ class PriorTask:
             )
         self.module = build_prior(self.settings).to(device)
         self.weights_L = _token_weights(run.scale_weights, base.schedule).to(device)
+
+    @property
+    def averaged(self) -> nn.Module:
+        return self.module
+
+    @property
+    def totals(self) -> dict[str, Tensor]:
+        return {}
 
     def batches(self, steps: range) -> Iterator[Batch]:
         loop = self.run.loop
@@ -132,6 +142,9 @@ class PriorTask:
         assert isinstance(module, NextScalePrior)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.loop.precision == "bfloat16"):
             return prediction_scores(self.tokenizer, module.eval(), self.validation, limit=limit)
+
+    def alarms(self, scores: dict[str, float]) -> list[str]:
+        return []
 
     def picture(self, module: nn.Module) -> numpy.ndarray:
         assert isinstance(module, NextScalePrior)

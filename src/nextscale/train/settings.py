@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nextscale.data.settings import DataSettings
-from nextscale.features.settings import ClassifierSettings
+from nextscale.features.settings import ClassifierSettings, PerceptualSettings
 from nextscale.generate.settings import SamplingSettings
 from nextscale.prior.settings import PriorSettings
 from nextscale.scales import ScaleSchedule
@@ -82,9 +82,70 @@ class TokenizerLosses(BaseModel):
     l2: float = Field(1.0, ge=0, description="mean squared error of pixels")
     codebook: float = Field(1.0, ge=0, description="codes towards features")
     commitment: float = Field(0.25, ge=0, description="features towards codes")
+    perceptual: float = Field(0.0, ge=0, description="distance of what a network sees; 0 is off")
+    adversarial: float = Field(0.0, ge=0, description="what a discriminator tells apart; 0 is off")
     reset_after: int = Field(
         50, ge=0, description="steps without use after which a code is put elsewhere; 0: never"
     )
+
+
+class CodeTraining(BaseModel):
+    """How codes are learned, and how the decoder's wishes reach the encoder past them."""
+
+    model_config = _FROZEN
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="codes become running means of what they stand for; 0: by gradient"
+    )
+    gradient: Literal["straight_through", "rotation"] = Field(
+        "straight_through", description="how gradients pass the codes"
+    )
+    scale_dropout: float = Field(
+        0.0, ge=0, le=1, description="share of training samples that stop at a random earlier scale"
+    )
+
+
+class AugmentSettings(BaseModel):
+    """Disturbances of what the discriminator sees, original or reconstruction; 0 is off."""
+
+    model_config = _FROZEN
+    colour: float = Field(
+        0.5, ge=0, le=1, description="strength of changes of brightness, saturation, contrast"
+    )
+    shift: float = Field(0.125, ge=0, le=0.5, description="largest shift / side of the image")
+    cut_out: float = Field(0.25, ge=0, le=1, description="side of the gray square / side of the image")
+
+
+class DiscriminatorSettings(BaseModel):
+    """The discriminator and its training; it counts when ``losses.adversarial`` is above 0."""
+
+    model_config = _FROZEN
+    base_dim: int = Field(32, ge=8, multiple_of=8, description="channels of its first level")
+    num_levels: int = Field(3, ge=1, description="levels, each of which halves the resolution")
+    spectral_norm: bool = Field(False, description="divide every kernel by its largest singular value")
+    augment: AugmentSettings = AugmentSettings()
+    consistency: float = Field(0.0, ge=0, description="weight of judging images as before their disturbance")
+    start: float = Field(0.2, ge=0, lt=1, description="share of the training after which it begins")
+    warmup_share: float = Field(0.02, ge=0, le=1, description="share over which its weight then grows")
+    min_weight: float = Field(0.015, ge=0, description="least adaptive weight")
+    max_weight: float = Field(1e4, gt=0, description="largest adaptive weight")
+    lr_factor: float = Field(1.0, gt=0, description="its learning rate / that of the tokenizer")
+    betas: tuple[float, float] = Field((0.5, 0.9), description="AdamW's averages")
+    clip_norm: float = Field(2.0, gt=0, description="largest norm of its gradient")
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> DiscriminatorSettings:
+        if self.min_weight > self.max_weight:
+            raise ValueError(
+                f"min_weight {self.min_weight} exceeds max_weight {self.max_weight}: the adaptive weight has "
+                "no room; lower the one or raise the other"
+            )
+        disturbed = self.augment.colour or self.augment.shift or self.augment.cut_out
+        if self.consistency and not disturbed:
+            raise ValueError(
+                "consistency compares images before and after their disturbance, but augment is all 0: "
+                "set consistency 0, or one of augment above 0"
+            )
+        return self
 
 
 class TokenizerRun(BaseModel):
@@ -95,8 +156,20 @@ class TokenizerRun(BaseModel):
     tokenizer: TokenizerSettings
     data: DataSettings = DataSettings()
     losses: TokenizerLosses = TokenizerLosses()
+    codes: CodeTraining = CodeTraining()
+    perceptual: PerceptualSettings = PerceptualSettings()
+    discriminator: DiscriminatorSettings = DiscriminatorSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     loop: LoopSettings = LoopSettings()
+
+    @model_validator(mode="after")
+    def _check_scales(self) -> TokenizerRun:
+        if self.codes.scale_dropout and self.schedule.num_scales == 1:
+            raise ValueError(
+                "codes.scale_dropout stops samples at an earlier scale, but the schedule has one scale only: "
+                "set it to 0, or give more scales"
+            )
+        return self
 
 
 class PriorRun(BaseModel):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nextscale.data.loader import Batch
+from nextscale.train.optimizer import clip_gradients
 from nextscale.train.settings import LoopSettings
 from nextscale.train.task import Task
 
@@ -58,11 +59,14 @@ def take_step(
 ) -> StepResult:
     """Gradients, clipping, and the optimizer's step if all of it is finite."""
     numbers = add_gradients(task, batch, loop)
-    norm = torch.nn.utils.clip_grad_norm_(task.module.parameters(), clip_norm)
-    finite = bool(torch.isfinite(norm) & torch.isfinite(numbers["loss"]))
+    norms = clip_gradients(task.module, clip_norm, task.parameter_groups)
+    finite = bool(torch.isfinite(torch.stack([numbers["loss"], *norms.values()])).all())
     if finite:
         optimizer.step()
-    return StepResult({**numbers, "gradient_norm": norm}, finite)
+    else:  # what the parts added up is as spoiled as the gradient
+        for total in task.totals.values():
+            total.zero_()
+    return StepResult({**numbers, **norms}, finite)
 
 
 def describe_failure(task: Task, batch: Batch, result: StepResult) -> str:

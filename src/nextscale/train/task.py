@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +10,7 @@ import numpy
 from torch import Tensor, nn
 
 from nextscale.data.loader import Batch
+from nextscale.train.optimizer import ParameterGroup
 
 
 class Task(Protocol):
@@ -21,6 +22,23 @@ class Task(Protocol):
     @property
     def module(self) -> nn.Module:
         """What is trained."""
+        ...
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The part of the module that is averaged, evaluated and exported."""
+        ...
+
+    @property
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """Parts of the module with a learning rate, averages and clipping of their own."""
+        ...
+
+    @property
+    def totals(self) -> dict[str, Tensor]:
+        """Sums of fixed shapes over a step's micro-batches, which `loss` adds to and `after_step` uses and
+        clears. Several processes add them up in between; whoever skips a step clears them.
+        """
         ...
 
     def batches(self, steps: range) -> Iterator[Batch]:
@@ -37,6 +55,10 @@ class Task(Protocol):
 
     def evaluate(self, module: nn.Module, limit: int | None) -> dict[str, float]:
         """Scores of the averaged weights on validation images."""
+        ...
+
+    def alarms(self, scores: dict[str, float]) -> list[str]:
+        """Lines for people about what goes wrong and what to try, after an evaluation."""
         ...
 
     def picture(self, module: nn.Module) -> numpy.ndarray | None:

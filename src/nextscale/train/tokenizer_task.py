@@ -1,7 +1,6 @@
-"""Training the tokenizer: reconstruction, codebook and commitment losses, and moving codes that nobody uses.
+"""Training the tokenizer: reconstruction, codebook, commitment and adversarial losses, and what moves codes.
 
-Letters: B batch, S scales, L tokens of all scales, T tokens of one scale, V codes, C width of a code, h w
-    latent cells.
+Letters: B batch, S scales, L tokens of all scales, R uniform numbers.
 """
 
 from __future__ import annotations
@@ -22,9 +21,17 @@ from nextscale.generate.settings import ModelSettings
 from nextscale.pixels import side_by_side, to_model, to_uint8
 from nextscale.rng import step_generator
 from nextscale.tokenizer.model import Tokenizer
+from nextscale.train.adversary import NUM_ADVERSARY_UNIFORMS, Adversary
+from nextscale.train.alarms import adversary_alarms, usage_alarms
+from nextscale.train.codes import CodeKeeper
+from nextscale.train.discriminator import Discriminator
+from nextscale.train.optimizer import ParameterGroup
 from nextscale.train.settings import TokenizerRun
+from nextscale.train.tokenizer_losses import ReconstructionLoss
 
 _PICTURE_IMAGES = 32
+#: Of a sample's uniform numbers, the first ones decide where it stops, the next ones how it is disturbed.
+_NUM_STOP_UNIFORMS = 2
 
 
 class TokenizerTask:
@@ -37,58 +44,98 @@ class TokenizerTask:
         self, run: TokenizerRun, *, source: Source, validation: Source, device: torch.device
     ) -> None:
         self.run, self.source, self.validation, self.device = run, source, validation, device
-        self.module = place(Tokenizer(run.tokenizer, run.schedule), device)
-        _start_small(self.module)
-        self.idle_steps_V = torch.zeros(run.tokenizer.quantizer.vocab_size, dtype=torch.int64, device=device)
+        self.tokenizer = place(Tokenizer(run.tokenizer, run.schedule), device)
+        _start_small(self.tokenizer)
+        self.codes = CodeKeeper(
+            self.tokenizer.quantizer.codebook, run.codes, reset_after=run.losses.reset_after
+        )
+        self.reconstruction = ReconstructionLoss(run, image_size=self.tokenizer.image_size, device=device)
+        self.module: nn.Module = self.tokenizer
+        self.parameter_groups: tuple[ParameterGroup, ...] = ()
+        self.adversary = self._with_discriminator() if run.losses.adversarial else None
+
+    def _with_discriminator(self) -> Adversary:
+        """Put a discriminator beside the tokenizer in what is trained."""
+        settings = self.run.discriminator
+        discriminator = place(Discriminator(settings, self.tokenizer.image_size), self.device)
+        self.module = nn.ModuleDict({"tokenizer": self.tokenizer, "discriminator": discriminator})
+        self.parameter_groups = (
+            ParameterGroup(
+                "discriminator", lr_factor=settings.lr_factor, betas=settings.betas,
+                clip_norm=settings.clip_norm,
+            ),
+        )  # fmt: skip
+        return Adversary(
+            discriminator, settings, last_layer=self.tokenizer.decoder.conv_out.weight,
+            weight=self.run.losses.adversarial, num_steps=self.run.loop.num_steps,
+        )  # fmt: skip
+
+    @property
+    def averaged(self) -> nn.Module:
+        return self.tokenizer
+
+    @property
+    def totals(self) -> dict[str, Tensor]:
+        return {**self.codes.totals, **(self.adversary.totals if self.adversary else {})}
 
     def batches(self, steps: range) -> Iterator[Batch]:
         loop = self.run.loop
         return training_batches(
-            self.source, self.run.data, size=self.module.image_size, batch_size=loop.batch_size,
+            self.source, self.run.data, size=self.tokenizer.image_size, batch_size=loop.batch_size,
             seed=loop.seed, steps=steps,
         )  # fmt: skip
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         weights = self.run.losses
         images = batch.items.to(self.device, memory_format=torch.channels_last)
-        decoded, quantized = self.module(images)
-        error = decoded.float() - images
-        l1, l2 = error.abs().mean(), error.square().mean()
+        uniforms_BR = batch.uniforms_BR.to(self.device)
+        decoded, quantized = self.tokenizer(
+            images, rotate=self.run.codes.gradient == "rotation", last_scale_B=self._last_scales(uniforms_BR)
+        )
+        decoded = decoded.float()
+        reconstruction, numbers = self.reconstruction(decoded, images)
         loss = (
-            weights.l1 * l1
-            + weights.l2 * l2
+            reconstruction
             + weights.codebook * quantized.codebook_loss
             + weights.commitment * quantized.commitment_loss
         )
-        self._watch_codes(quantized.tokens_BL)
-        numbers = {
-            "l1": l1, "l2": l2, "codebook_loss": quantized.codebook_loss,
-            "commitment_loss": quantized.commitment_loss, "idle_codes": (self.idle_steps_V > 0).sum(),
+        self.codes.add(quantized)
+        numbers |= {
+            "codebook_loss": quantized.codebook_loss, "commitment_loss": quantized.commitment_loss,
+            "idle_codes": (self.codes.idle_steps_V > 0).sum(),
         }  # fmt: skip
+        if self.adversary:
+            own = slice(_NUM_STOP_UNIFORMS, _NUM_STOP_UNIFORMS + NUM_ADVERSARY_UNIFORMS)
+            adversarial, more = self.adversary.loss(
+                decoded, images, reconstruction=reconstruction, uniforms_BR=uniforms_BR[:, own]
+            )
+            loss, numbers = loss + adversarial, numbers | more
         return loss, numbers
 
-    @torch.no_grad()
-    def _watch_codes(self, tokens_BL: Tensor) -> None:
-        """Count for how many steps each code has been idle."""
-        self.last_tokens = tokens_BL.flatten()
-        used = torch.bincount(self.last_tokens, minlength=len(self.idle_steps_V)) > 0
-        self.idle_steps_V = torch.where(used, 0, self.idle_steps_V + 1)
+    def _last_scales(self, uniforms_BR: Tensor) -> Tensor | None:
+        """The scale after which each sample stops (quantiser dropout), int64 (B,); None: nobody stops early.
 
-    @torch.no_grad()
+        The first number of a sample decides whether it stops, the second one where.
+        """
+        if not self.run.codes.scale_dropout:
+            return None
+        num_earlier = self.run.schedule.num_scales - 1
+        earlier_B = (uniforms_BR[:, 1] * num_earlier).long()
+        return torch.where(uniforms_BR[:, 0] < self.run.codes.scale_dropout, earlier_B, num_earlier)
+
     def after_step(self, step: int) -> None:
-        """Put codes that were idle for too long beside codes that are used, the more often the likelier."""
-        idle = (self.idle_steps_V > self.run.losses.reset_after).nonzero().flatten()
-        if not self.run.losses.reset_after or not len(idle):
-            return
-        weight, random = self.module.quantizer.codebook.weight, step_generator(self.run.loop.seed, step)
-        chosen = torch.from_numpy(random.integers(len(self.last_tokens), size=len(idle))).to(self.device)
-        noise = torch.from_numpy(random.standard_normal((len(idle), weight.shape[1]))).to(weight)
-        weight[idle] = weight[self.last_tokens[chosen]] + 0.1 * weight.std(dim=0) * noise
-        self.idle_steps_V[idle] = 0
+        """Codes that are idle or follow means move (`CodeKeeper`); the adversarial weight (`Adversary`)."""
+        self.codes.after_step(step_generator(self.run.loop.seed, step))
+        if self.adversary:
+            self.adversary.after_step(step)
 
     def evaluate(self, module: nn.Module, limit: int | None) -> dict[str, float]:
         assert isinstance(module, Tokenizer)
         return reconstruction_scores(module.eval(), self.validation, limit=limit)
+
+    def alarms(self, scores: dict[str, float]) -> list[str]:
+        found = usage_alarms(scores, self.run)
+        return found + (adversary_alarms(self.adversary) if self.adversary else [])
 
     @torch.no_grad()
     def picture(self, module: nn.Module) -> numpy.ndarray:
@@ -99,10 +146,12 @@ class TokenizerTask:
         return side_by_side(pixels, to_uint8(module.decode(module.encode(given))))
 
     def state(self) -> dict[str, Tensor]:
-        return {"idle_steps_V": self.idle_steps_V}
+        return {**self.codes.state(), **(self.adversary.state() if self.adversary else {})}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        self.idle_steps_V = tensors["idle_steps_V"].to(self.device)
+        self.codes.load_state(tensors)
+        if self.adversary:
+            self.adversary.load_state(tensors)
 
     def export(self, module: nn.Module, folder: Path) -> None:
         assert isinstance(module, Tokenizer)

@@ -1,0 +1,60 @@
+"""Weights that somebody else trained: a local file, or one from the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nextscale import checkpoint
+
+_HUB = "hub:"
+
+
+def read_weights(source: str, *, purpose: str) -> dict[str, Tensor]:
+    """The tensors of a file, by name; nothing in it is executed.
+
+    Args:
+        source: path of a .safetensors file or a PyTorch state dict, or ``hub:OWNER/NAME/FILE``.
+        purpose: what they are for, for messages.
+
+    Raises:
+        ValueError: no source given, no such file, not tensors by name, or no way to the hub.
+    """
+    if not source:
+        raise ValueError(f"no {purpose} given: name a .safetensors or .pth file, or {_HUB}OWNER/NAME/FILE")
+    path = _from_hub(source) if source.startswith(_HUB) else Path(source)
+    if not path.is_file():
+        raise ValueError(f"{purpose}: {source} is not a file: give a .safetensors or .pth file")
+    if path.suffix == ".safetensors":
+        return checkpoint.read_tensors(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file can make the reader fail in any way
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"{purpose}: {source} was not loaded ({reason}): give a file with tensors only"
+        ) from error
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{purpose}: {source} is no state dict: expected tensors by name")
+    return dict(content)
+
+
+def _from_hub(source: str) -> Path:
+    owner, _, rest = source.removeprefix(_HUB).partition("/")
+    name, _, file = rest.partition("/")
+    if not (owner and name and file):
+        raise ValueError(f"{source!r} names no file of the hub: expected {_HUB}OWNER/NAME/FILE")
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise ValueError(
+            f"{source} needs the package huggingface_hub: pip install 'nextscale[hub]', or give a local file"
+        ) from error
+    try:
+        return Path(hf_hub_download(f"{owner}/{name}", file))
+    except Exception as error:  # no network, no such file, no access: the package has an error for each
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{source} could not be fetched ({reason}): give a local file") from error
