@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy
 from PIL import Image
+from torch.utils.data import Dataset
+
+from nextscale.data.sources import Source
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -35,3 +38,16 @@ class MemorySource:
 
     def name(self, index: int) -> str:
         return f"image {index}"
+
+
+class SourceAsDataset(Dataset):  # type: ignore[type-arg]
+    """What worker processes read of a source: its bytes."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source.labels)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.source.read(index)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.data.loader import Batch, evaluation_batches, training_batches
+from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.distributed import place
 from nextscale.evaluate.reconstruction import reconstruction_scores
@@ -33,9 +34,11 @@ class TokenizerTask:
     no_decay: tuple[str, ...] = ("codebook",)
 
     def __init__(
-        self, run: TokenizerRun, *, source: Source, validation: Source, device: torch.device
-    ) -> None:
+        self, run: TokenizerRun, *, source: Source, validation: Source, device: torch.device,
+        skipped: SkippedImages | None = None,
+    ) -> None:  # fmt: skip
         self.run, self.source, self.validation, self.device = run, source, validation, device
+        self.skipped = skipped
         self.module = place(Tokenizer(run.tokenizer, run.schedule), device)
         _start_small(self.module)
         self.idle_steps_V = torch.zeros(run.tokenizer.quantizer.vocab_size, dtype=torch.int64, device=device)
@@ -44,7 +47,7 @@ class TokenizerTask:
         loop = self.run.loop
         return training_batches(
             self.source, self.run.data, size=self.module.image_size, batch_size=loop.batch_size,
-            seed=loop.seed, steps=steps,
+            seed=loop.seed, steps=steps, skipped=self.skipped,
         )  # fmt: skip
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -87,12 +90,14 @@ class TokenizerTask:
 
     def evaluate(self, module: nn.Module, limit: int | None) -> dict[str, float]:
         assert isinstance(module, Tokenizer)
-        return reconstruction_scores(module.eval(), self.validation, limit=limit)
+        return reconstruction_scores(module.eval(), self.validation, limit=limit, skipped=self.skipped)
 
     @torch.no_grad()
     def picture(self, module: nn.Module) -> numpy.ndarray:
         assert isinstance(module, Tokenizer)
-        batches = evaluation_batches(self.validation, size=module.image_size, batch_size=_PICTURE_IMAGES)
+        batches = evaluation_batches(
+            self.validation, size=module.image_size, batch_size=_PICTURE_IMAGES, skipped=self.skipped
+        )
         pixels, _ = next(batches)
         given = to_model(pixels).to(self.device)
         return side_by_side(pixels, to_uint8(module.decode(module.encode(given))))
