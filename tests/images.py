@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import tarfile
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -23,6 +26,25 @@ def noise(seed: int, size: tuple[int, int] = (12, 10)) -> Image.Image:
     """A random RGB image; ``size`` is (width, height)."""
     pixels = numpy.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=numpy.uint8)
     return Image.fromarray(pixels)
+
+
+def write_tar(path: Path, files: dict[str, bytes], **options: Any) -> Path:
+    """A tar of these files, in their order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", **options) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def write_zip(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    """A zip of these files."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
 
 
 class MemorySource:

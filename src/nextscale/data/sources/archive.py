@@ -189,12 +189,13 @@ def _walk_tar(archive: tarfile.TarFile, file: Path, members: list[Member]) -> bo
 
 
 def _without_wrapper(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Take off a folder that lies around all class folders, as archives of a whole folder have it."""
-    trimmed = list(paths)
-    while (
-        len({path[0] for path in trimmed}) == 1
-        and min(len(path) for path in trimmed) > 2
-        and len({path[1] for path in trimmed}) > 1
-    ):
-        trimmed = [path[1:] for path in trimmed]
-    return trimmed
+    """Take off the folders that lie around all class folders, as archives of a whole folder have them."""
+    folders = {path[:-1] for path in paths}
+    depth = 0
+    for first, last in zip(min(folders, default=()), max(folders, default=()), strict=False):
+        if first != last:
+            break
+        depth += 1
+    if any(len(folder) == depth for folder in folders):  # these hold images: they are class folders
+        return list(paths)
+    return [path[depth:] for path in paths]
