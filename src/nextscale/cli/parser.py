@@ -80,7 +80,9 @@ def _add_demo(add: AddCommand) -> None:
 
 def _add_data(add: AddCommand) -> None:
     data = add("data", "Look at images before training on them.", "data")
-    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+    actions = data.add_subparsers(
+        dest="action", required=True, metavar="ACTION", parser_class=Parser, help="what to do"
+    )
     check: Parser = actions.add_parser(
         "check", help="read every image: classes, sizes, unreadable files, duplicates", allow_abbrev=False,
         description="Read every image of a source and say what is in it: classes, sizes, modes, unreadable "
