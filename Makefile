@@ -53,5 +53,5 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/uv
 	touch $@
 
 $(VENV)/.development: pyproject.toml constraints.txt | $(BIN)/uv
-	$(UV_INSTALL) --editable '.[dev,train,eval]'
+	$(UV_INSTALL) --editable '.[dev,train,eval,datasets]'
 	touch $(VENV)/.core $@

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import io
+import tarfile
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy
 from PIL import Image
+from torch.utils.data import Dataset
+
+from nextscale.data.sources import Source
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -22,6 +28,25 @@ def noise(seed: int, size: tuple[int, int] = (12, 10)) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def write_tar(path: Path, files: dict[str, bytes], **options: Any) -> Path:
+    """A tar of these files, in their order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", **options) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def write_zip(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    """A zip of these files."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
 class MemorySource:
     """A source of ``count`` different images in three classes."""
 
@@ -35,3 +60,16 @@ class MemorySource:
 
     def name(self, index: int) -> str:
         return f"image {index}"
+
+
+class SourceAsDataset(Dataset):  # type: ignore[type-arg]
+    """What worker processes read of a source: its bytes."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source.labels)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.source.read(index)

@@ -59,7 +59,7 @@ def test_help_is_instant() -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "sample", "reconstruct", "convert", "evaluate"])
+@pytest.mark.parametrize("command", ["demo", "data", "train", "sample", "reconstruct", "convert", "evaluate"])
 def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

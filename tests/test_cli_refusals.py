@@ -128,6 +128,16 @@ def _refused(line: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("train tokenizer cifar10-tiny --data.source pictures --out full", "full exists and is no run"),
         (PRIOR, "no tokenizer given: set --tokenizer_from"),
         (f"{PRIOR} --tokenizer_from empty", "empty is no model folder"),
+        ("train tokenizer cifar10-tiny --data.on_bad_image ignore", "data.on_bad_image is 'ignore'"),
+        # data
+        ("data check nowhere", "nowhere does not exist: expected a folder of images"),
+        ("data check empty", "empty holds no images"),
+        ("data check full/notes.txt", "full/notes.txt is no data source"),
+        ("data check broken.parquet", "broken.parquet is not a readable Parquet file"),
+        ("data check pictures --out full", "full exists and is not empty"),
+        ("data check pictures --ot new", "data does not know '--ot'; did you mean --out?"),
+        ("data check", "the following arguments are required: source"),
+        ("data", "the following arguments are required: ACTION"),
         # nothing at all
         ("", "the following arguments are required: COMMAND"),
         ("sampel model", "invalid choice: 'sampel'"),

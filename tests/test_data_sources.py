@@ -1,24 +1,19 @@
-"""Folders and Parquet files as people have them, and the parts that are held out."""
+"""Folders as people have them, paths and patterns, and the parts that are held out."""
 
 from __future__ import annotations
 
-import json
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy
-import pyarrow
-import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from images import MemorySource, encoded, noise
-from nextscale.data.sources import FolderSource, ParquetSource, Subset, hold_out, open_source
-from nextscale.data.transforms import decode_image
-
-IMAGE = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+from nextscale.data.sources import Subset, hold_out, open_source
+from nextscale.data.sources.folder import FolderSource
 
 
 def _save(path: Path, seed: int = 0) -> None:
@@ -58,6 +53,47 @@ def test_loose_images_beside_class_folders_are_an_error(tmp_path: Path) -> None:
         FolderSource(tmp_path)
 
 
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    for name in ("cat/a.png", "cat/._a.png", "cat/.thumbnails/a.png", "__MACOSX/cat/a.png"):
+        _save(tmp_path / name)
+    source = open_source(tmp_path)
+    assert source.class_names == ("cat",) and [source.name(0)] == [str(tmp_path / "cat" / "a.png")]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    _save(tmp_path / "elsewhere" / "a.png", 3)
+    (tmp_path / "pictures" / "dog").mkdir(parents=True)
+    (tmp_path / "pictures" / "cat").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "pictures" / "dog" / "b.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "pictures" / "dog" / "up").symlink_to(tmp_path / "pictures")
+    source = open_source(tmp_path / "pictures")
+    assert source.class_names == ("cat", "dog") and source.read(0) == source.read(1) == encoded(noise(3))
+    assert len(source.labels) == 2
+
+
+@pytest.mark.parametrize("name", ["potter's wheel", "Zürich", "猫", "a b"])
+def test_names_of_any_letters(tmp_path: Path, name: str) -> None:
+    _save(tmp_path / name / f"{name}.png")
+    source = open_source(tmp_path)
+    assert source.class_names == (name,) and source.name(0) == str(tmp_path / name / f"{name}.png")
+
+
+def test_names_that_are_no_text_stay_printable(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"Z\xfcrich\nx")
+    _save(folder / "a.png")
+    source = open_source(tmp_path)
+    assert source.class_names == (r"Z\udcfcrich\nx",) and source.read(0) == encoded(noise(0))
+    assert source.name(0).encode().endswith(rb"Z\udcfcrich\nx/a.png")
+
+
+def test_two_hundred_classes(tmp_path: Path) -> None:
+    for number in range(200):
+        _save(tmp_path / f"{number:03d}" / "a.png", number)
+    source = open_source(tmp_path)
+    assert len(source.class_names) == 200 and source.labels.tolist() == list(range(200))
+    assert source.read(137) == encoded(noise(137))
+
+
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "notes.txt").write_text("no image")
@@ -69,11 +105,11 @@ def test_paths_that_are_no_source(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no data source given.*--data\.source"):
         open_source("")
     with pytest.raises(
-        ValueError, match=r"nowhere does not exist: expected a folder of images or a \.parquet file"
+        ValueError, match=r"nowhere does not exist: expected a folder of images, \.zip, \.tar or \.parquet"
     ):
         open_source(tmp_path / "nowhere")
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(ValueError, match=r"a\.txt is neither a folder of images nor a \.parquet file"):
+    with pytest.raises(ValueError, match=r"a\.txt is no data source: expected a folder of images, \.zip"):
         open_source(tmp_path / "a.txt")
 
 
@@ -81,100 +117,6 @@ def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("HOME", str(tmp_path))
     _save(tmp_path / "pictures" / "a.png")
     assert len(open_source("~/pictures").labels) == 1
-
-
-def _table(labels: Any, *, names: list[str] | None = None) -> pyarrow.Table:
-    rows = [{"bytes": encoded(noise(i)), "path": f"{i}.png"} for i in range(len(labels))]
-    table = pyarrow.table({"img": pyarrow.array(rows, type=IMAGE), "label": pyarrow.array(labels)})
-    if names is not None:
-        features = {"label": {"names": names, "_type": "ClassLabel"}, "img": {"_type": "Image"}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    return table
-
-
-def _write(table: pyarrow.Table, folder: Path) -> Path:
-    pyarrow.parquet.write_table(table, folder / "some.parquet", row_group_size=4)
-    return folder / "some.parquet"
-
-
-def test_parquet_with_class_names(tmp_path: Path) -> None:
-    path = _write(_table([2, 0, 1, 2, 0, 0], names=["plane", "cat", "ship", "truck"]), tmp_path)
-    source = open_source(path)
-    assert isinstance(source, ParquetSource)
-    assert source.class_names == ("plane", "cat", "ship", "truck")
-    assert source.labels.tolist() == [2, 0, 1, 2, 0, 0] and source.labels.dtype == numpy.int64
-    for index in range(6):  # two row groups
-        assert source.read(index) == encoded(noise(index))
-        assert source.name(index) == f"{path} row {index}"
-
-
-@pytest.mark.parametrize(
-    "metadata", [None, {"other": "x"}, {"huggingface": "{"}, {"huggingface": '{"info": null}'}]
-)
-def test_parquet_without_class_names(tmp_path: Path, metadata: dict[str, str] | None) -> None:
-    source = open_source(_write(_table([0, 2]).replace_schema_metadata(metadata), tmp_path))
-    assert source.class_names == ("0", "1", "2")
-
-
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        (lambda: _table([0, None]), r"column label must hold whole numbers and no gaps"),
-        (lambda: _table([0.5, 1.0]), r"column label must hold whole numbers and no gaps, given double"),
-        (lambda: _table(["cat", "dog"]), r"whole numbers and no gaps, given string"),
-        (lambda: _table([-1, 0]), r"column label holds -1: labels count from 0"),
-        (lambda: _table([0, 3], names=["a", "b"]), r"label 3, but only 2 class names"),
-        (
-            lambda: _table([0]).rename_columns(["image", "label"]),
-            r"columns \['image', 'label'\]: expected img",
-        ),
-        (
-            lambda: pyarrow.table({"img": [b"x"], "label": [0]}),
-            r"column img is binary, expected struct<bytes",
-        ),
-        (lambda: _table([0]).slice(0, 0), r"holds no images"),
-    ],
-    ids=["null", "real", "text", "negative", "too many", "columns", "no struct", "empty"],
-)
-def test_parquet_that_does_not_fit(tmp_path: Path, table: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"some\.parquet.*{message}"):
-        open_source(_write(table(), tmp_path))
-
-
-def test_what_is_no_parquet_file(tmp_path: Path) -> None:
-    (tmp_path / "some.parquet").write_text("hello")
-    with pytest.raises(ValueError, match=r"some\.parquet is not a readable Parquet file"):
-        open_source(tmp_path / "some.parquet")
-
-
-def test_without_pyarrow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = _write(_table([0]), tmp_path)
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ValueError, match=r"some\.parquet.*pip install 'nextscale\[train\]'"):
-        open_source(path)
-
-
-@pytest.mark.parametrize("gap", [None, {"bytes": None, "path": "a.png"}], ids=["row", "bytes"])
-def test_a_missing_image_is_refused_by_name(tmp_path: Path, gap: Any) -> None:
-    table = _table([0, 1])
-    rows = pyarrow.array([gap, *table["img"].to_pylist()[1:]], type=table["img"].type)
-    source = open_source(_write(table.set_column(0, "img", rows), tmp_path))
-    with pytest.raises(ValueError, match=r"some\.parquet row 0 cannot be read"):
-        decode_image(source.read(0), source.name(0))
-
-
-def test_parquet_beyond_the_reach_of_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Columns of more than 2 GiB come in chunks that cannot be put together."""
-    size = 2**28
-    buffers = [None, pyarrow.py_buffer(numpy.array([0, size], numpy.int32)), pyarrow.allocate_buffer(size)]
-    content = pyarrow.Array.from_buffers(pyarrow.binary(), 1, buffers)
-    image = pyarrow.StructArray.from_arrays([content, pyarrow.array([""])], fields=list(IMAGE))
-    large = [pyarrow.table({"img": image, "label": [0]})] * 9  # they share their memory
-    table = pyarrow.concat_tables([*large, _table([1])])
-    monkeypatch.setattr(pyarrow.parquet, "read_table", lambda path: table)
-    source = ParquetSource(tmp_path / "some.parquet")
-    assert source.labels.tolist() == [0] * 9 + [1]
-    assert source.read(9) == encoded(noise(0))
 
 
 def test_subset() -> None:

@@ -163,6 +163,7 @@ def test_a_finished_run_that_is_started_again_changes_nothing(
 def test_what_a_run_leaves(kind: str, undisturbed: Any, home: Path) -> None:
     folder, scores = undisturbed(kind)
     expected = tiny_run(kind, home).model_dump(mode="json")
+    del expected["data"]["on_bad_image"]
     if kind == "prior":
         expected["tokenizer_sha256"] = digest(home / "given" / "tokenizer.safetensors")
     assert json.loads((folder / "run.json").read_text()) == expected

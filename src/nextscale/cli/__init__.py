@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and options.command != "train":
         parser.refuse_unknown(options.command, rest)
     try:
-        options.run(options, rest)
+        code = options.run(options, rest)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -32,4 +32,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("nextscale: stopped; run the same command again to go on\n")
         return 130
-    return 0
+    return code or 0

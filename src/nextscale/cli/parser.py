@@ -6,10 +6,11 @@ import argparse
 import difflib
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-Run = Callable[[argparse.Namespace, Sequence[str]], None]
+#: A command: its exit code, or nothing when all went well.
+Run = Callable[[argparse.Namespace, Sequence[str]], int | None]
 #: Adds a command: its name, what it does in a sentence, and the module of this package that runs it.
 AddCommand = Callable[[str, str, str], "Parser"]
 
@@ -21,10 +22,18 @@ class Parser(argparse.ArgumentParser):
         sys.stderr.write(f"nextscale: {message}; see {self.prog} --help\n")
         raise SystemExit(2)
 
+    def option_strings(self) -> Iterator[str]:
+        """Every option of this command and of its actions."""
+        yield from self._option_string_actions
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    yield from parser.option_strings()
+
     def refuse_unknown(self, command: str, rest: Sequence[str]) -> NoReturn:
         """Complain about an argument that a command does not know, with the nearest one it does."""
         actions = next(action for action in self._actions if isinstance(action, argparse._SubParsersAction))
-        known = list(actions.choices[command]._option_string_actions)
+        known = list(actions.choices[command].option_strings())
         near = difflib.get_close_matches(rest[0].split("=")[0], known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         self.error(f"{command} does not know {rest[0]!r}{hint}")
@@ -33,8 +42,11 @@ class Parser(argparse.ArgumentParser):
 def _lazily(module: str, function: str = "run") -> Run:
     """A command's function, imported only when the command runs."""
 
-    def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
-        getattr(importlib.import_module(f"nextscale.cli.{module}"), function)(options, rest)
+    def run(options: argparse.Namespace, rest: Sequence[str]) -> int | None:
+        code: int | None = getattr(importlib.import_module(f"nextscale.cli.{module}"), function)(
+            options, rest
+        )
+        return code
 
     return run
 
@@ -52,7 +64,9 @@ def build_parser() -> Parser:
         command.set_defaults(run=_lazily(module))
         return command
 
-    for add_command in (_add_demo, _add_train, _add_sample, _add_reconstruct, _add_convert, _add_evaluate):
+    for add_command in (
+        _add_demo, _add_data, _add_train, _add_sample, _add_reconstruct, _add_convert, _add_evaluate,
+    ):  # fmt: skip
         add_command(add)
     return parser
 
@@ -62,6 +76,24 @@ def _add_demo(add: AddCommand) -> None:
     demo.add_argument("--out", default="demo", help="folder to write (default: demo)")
     demo.add_argument("--model", default="cifar10-tiny", help="bundled model or model folder")
     demo.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
+
+
+def _add_data(add: AddCommand) -> None:
+    data = add("data", "Look at images before training on them.", "data")
+    actions = data.add_subparsers(
+        dest="action", required=True, metavar="ACTION", parser_class=Parser, help="what to do"
+    )
+    check: Parser = actions.add_parser(
+        "check", help="read every image: classes, sizes, unreadable files, duplicates", allow_abbrev=False,
+        description="Read every image of a source and say what is in it: classes, sizes, modes, unreadable "
+        "files by name, exact duplicates.",
+        epilog="The exit code is 0 when every image can be read, 1 when some cannot, 2 for a source or an "
+        "option that cannot be used.",
+    )  # fmt: skip
+    check.add_argument(
+        "source", help="folder of images, .zip, .tar or .parquet files, pattern of them, or hf:owner/name"
+    )
+    check.add_argument("--out", help="folder for report.json and sheet.png, a few images of each class")
 
 
 def _add_train(add: AddCommand) -> None:
@@ -104,7 +136,7 @@ def _add_sample(add: AddCommand) -> None:
 def _add_reconstruct(add: AddCommand) -> None:
     reconstruct = add("reconstruct", "Encode and decode images; writes them side by side.", "reconstruct")
     reconstruct.add_argument("model", help="bundled model or model folder")
-    reconstruct.add_argument("images", nargs="+", help="image files, a folder of images, or a .parquet file")
+    reconstruct.add_argument("images", nargs="+", help="image files, or a source as for data check")
     reconstruct.add_argument(
         "--limit", type=int, default=32, help="images at most, spread over the source (default: 32)"
     )
@@ -138,7 +170,7 @@ def _add_evaluate(add: AddCommand) -> None:
     evaluate.add_argument(
         "--num-samples", type=int, default=1000, help="samples to make, 0 for none (default: 1000)"
     )
-    evaluate.add_argument("--data", help="images (folder or .parquet) to reconstruct and to predict")
+    evaluate.add_argument("--data", help="images (a source as for data check) to reconstruct and to predict")
     evaluate.add_argument("--limit", type=int, help="images of --data at most (default: all)")
     _add_sampling(evaluate)
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the first sample; the others count on")

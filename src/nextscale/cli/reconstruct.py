@@ -13,6 +13,7 @@ from nextscale import checkpoint
 from nextscale.cli.output import check_new_folder
 from nextscale.data.loader import chosen_indices
 from nextscale.data.sources import open_source
+from nextscale.data.sources.find import SUFFIXES
 from nextscale.data.transforms import decode_image, resize_and_crop
 from nextscale.distributed import choose_device
 from nextscale.evaluate.reconstruction import psnr
@@ -47,9 +48,9 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
 def _read(paths: Sequence[str], size: tuple[int, int], limit: int) -> tuple[list[str], numpy.ndarray]:
     """Names and center crops uint8 (B, H, W, 3) of files, or of up to ``limit`` images of one source."""
     contents: list[tuple[str, bytes]] = []
-    for path in map(Path, paths):
-        if path.is_file() and path.suffix != ".parquet":
-            contents.append((str(path), path.read_bytes()))
+    for path in paths:
+        if Path(path).is_file() and Path(path).suffix.lower() not in SUFFIXES:
+            contents.append((str(Path(path)), Path(path).read_bytes()))
             continue
         source = open_source(path)
         indices = chosen_indices(len(source.labels), limit)

@@ -2,15 +2,17 @@
 
 Letters: B batch, H W pixels.
 Special here: which images a step sees, in which order, cropped where, follows from (seed, step) alone, so
-that a resumed run goes on exactly; the number of worker processes changes nothing.
+that a resumed run goes on exactly; the number of worker processes changes nothing. Where bad images are
+skipped, the next readable one of the source stands in, with its own random numbers.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy
 import torch
@@ -18,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nextscale.data.settings import DataSettings
-from nextscale.data.sources import Source
-from nextscale.data.transforms import decode_image, resize_and_crop
+from nextscale.data.skipped import SkippedImages
+from nextscale.data.sources import BadImageError, Source, Subset
+from nextscale.data.transforms import read_image, resize_and_crop
 from nextscale.pixels import to_model
 from nextscale.rng import epoch_order, sample_uniforms
 
@@ -35,6 +38,7 @@ class Batch:
     labels_B: Tensor  #: int64
     uniforms_BR: Tensor  #: float32 in [0, 1): this step's random numbers of each sample
     samples_B: Tensor  #: int64, the number of each sample in its source
+    skipped: tuple[str, ...] = ()  #: names of bad images whose place another one has taken
 
 
 @dataclass(frozen=True)
@@ -45,30 +49,72 @@ class Place:
     sample: int
 
 
+@dataclass(frozen=True)
+class _Item:
+    """A sample as the worker processes send it."""
+
+    pixels: numpy.ndarray
+    label: int
+    uniforms: numpy.ndarray
+    sample: int
+    skipped: tuple[str, ...]
+
+
 class _Samples(Dataset):  # type: ignore[type-arg]
-    """Turns a place into arrays; runs in the worker processes."""
+    """Turns a place into arrays; runs in the worker processes. Gives the error where the run must stop, since
+    raised there it would come out wrapped in a traceback.
+    """
 
     def __init__(self, source: Source, size: tuple[int, int], settings: DataSettings, seed: int) -> None:
         self.source, self.size, self.settings, self.seed = source, size, settings, seed
 
-    def __getitem__(self, place: Place) -> tuple[numpy.ndarray, int, numpy.ndarray, int]:
-        uniforms = sample_uniforms(self.seed, place.epoch, place.sample, NUM_UNIFORMS)
-        image = decode_image(self.source.read(place.sample), self.source.name(place.sample))
+    def __getitem__(self, place: Place) -> _Item | ValueError:
+        skipped: list[str] = []
+        count = len(self.source.labels)
+        for sample in ((place.sample + offset) % count for offset in range(count)):
+            try:
+                return self._item(place.epoch, sample, tuple(skipped))
+            except BadImageError as error:
+                if self.settings.on_bad_image == "stop":
+                    return error
+                skipped.append(error.name)
+        return _none_readable(skipped)
+
+    def _item(self, epoch: int, sample: int, skipped: tuple[str, ...]) -> _Item:
+        uniforms = sample_uniforms(self.seed, epoch, sample, NUM_UNIFORMS)
         top, left, mirror = uniforms[:3]
         random_place = (top, left) if self.settings.enlarge > 1 else (0.5, 0.5)
-        pixels = resize_and_crop(image, self.size, enlarge=self.settings.enlarge, place=random_place)
+        pixels = _crop(self.source, sample, self.size, enlarge=self.settings.enlarge, place=random_place)
         if self.settings.flip and mirror < 0.5:
             pixels = pixels[:, ::-1]
-        return pixels, int(self.source.labels[place.sample]), _for_training(uniforms), place.sample
+        return _Item(pixels, int(self.source.labels[sample]), _for_training(uniforms), sample, skipped)
 
 
-def _collate(items: list[tuple[numpy.ndarray, int, numpy.ndarray, int]]) -> Batch:
-    pixels, labels, uniforms, samples = zip(*items, strict=True)
+def _crop(source: Source, index: int, size: tuple[int, int], **options: Any) -> numpy.ndarray:
+    """`resize_and_crop` of an image of a source. Raises BadImageError."""
+    image = read_image(source, index)
+    try:
+        return resize_and_crop(image, size, **options)
+    except ValueError as error:
+        raise BadImageError(source.name(index), error) from error
+
+
+def _none_readable(names: Sequence[str]) -> ValueError:
+    return ValueError(f"none of {len(names)} images can be read: {names[0]} and all others are damaged")
+
+
+def _collate(items: list[_Item | ValueError]) -> Batch | ValueError:
+    good = []
+    for item in items:
+        if isinstance(item, ValueError):
+            return item
+        good.append(item)
     return Batch(
-        items=to_model(numpy.stack(pixels)),
-        labels_B=torch.tensor(labels, dtype=torch.int64),
-        uniforms_BR=torch.from_numpy(numpy.stack(uniforms)),
-        samples_B=torch.tensor(samples, dtype=torch.int64),
+        items=to_model(numpy.stack([item.pixels for item in good])),
+        labels_B=torch.tensor([item.label for item in good], dtype=torch.int64),
+        uniforms_BR=torch.from_numpy(numpy.stack([item.uniforms for item in good])),
+        samples_B=torch.tensor([item.sample for item in good], dtype=torch.int64),
+        skipped=tuple(sorted({name for item in good for name in item.skipped})),
     )
 
 
@@ -113,9 +159,23 @@ def token_batches(
 
 
 def training_batches(
-    source: Source, settings: DataSettings, *, size: tuple[int, int], batch_size: int, seed: int, steps: range
-) -> Iterator[Batch]:
-    """The batches of these steps, images of ``size`` (H, W). Raises ValueError for an unreadable image."""
+    source: Source, settings: DataSettings, *, size: tuple[int, int], batch_size: int, seed: int,
+    steps: range, skipped: SkippedImages | None = None,
+) -> Iterator[Batch]:  # fmt: skip
+    """The batches of these steps, images of ``size`` (H, W).
+
+    Args:
+        source: images.
+        settings: what happens to them, and whether a bad one stops or is skipped.
+        size: of the crops.
+        batch_size: images per step.
+        seed: of every random choice.
+        steps: which steps.
+        skipped: takes the names of bad images.
+
+    Raises:
+        ValueError: an unreadable image, or no readable one at all where bad ones are skipped.
+    """
     num_samples = len(source.labels)
     batches = (
         places_of_step(step, batch_size=batch_size, num_samples=num_samples, seed=seed) for step in steps
@@ -128,7 +188,12 @@ def training_batches(
         prefetch_factor=4 if settings.num_workers else None,
         worker_init_fn=_leave_signals_to_the_parent,
     )
-    yield from loader
+    for batch in loader:
+        if isinstance(batch, ValueError):
+            raise batch
+        if skipped is not None:
+            skipped.add(batch.skipped)
+        yield batch
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
@@ -145,15 +210,58 @@ def chosen_indices(count: int, limit: int | None) -> numpy.ndarray:
 
 
 def evaluation_batches(
-    source: Source, *, size: tuple[int, int], batch_size: int, limit: int | None = None
-) -> Iterator[tuple[numpy.ndarray, numpy.ndarray]]:
+    source: Source, *, size: tuple[int, int], batch_size: int, limit: int | None = None,
+    skipped: SkippedImages | None = None,
+) -> Iterator[tuple[numpy.ndarray, numpy.ndarray]]:  # fmt: skip
     """Center crops in order: uint8 (B, H, W, 3) and labels int64 (B,), up to ``limit`` images spread over the
     source.
+
+    Args:
+        source: images.
+        size: (H, W) of the crops.
+        batch_size: images at a time.
+        limit: images at most.
+        skipped: takes the names of bad images, which are then left out; None: a bad image is an error.
+
+    Raises:
+        ValueError: an unreadable image, or no readable one at all where bad ones are left out.
     """
     chosen = chosen_indices(len(source.labels), limit)
+    bad: list[str] = []
     for start in range(0, len(chosen), batch_size):
-        indices = chosen[start : start + batch_size]
-        images = [
-            resize_and_crop(decode_image(source.read(int(i)), source.name(int(i))), size) for i in indices
-        ]
-        yield numpy.stack(images), source.labels[indices]
+        images, indices = [], []
+        for index in chosen[start : start + batch_size]:
+            try:
+                images.append(_crop(source, int(index), size))
+                indices.append(index)
+            except BadImageError as error:
+                if skipped is None:
+                    raise
+                bad.append(error.name)
+                skipped.add([error.name])
+        if images:
+            yield numpy.stack(images), source.labels[indices]
+    if bad and len(bad) == len(chosen):
+        raise _none_readable(bad)
+
+
+def readable_part(
+    source: Source, skipped: SkippedImages, *, on_image: Callable[[], object] = lambda: None
+) -> Source:
+    """The images of a source that can be read, after reading all of them. ``on_image`` is called after each.
+
+    Raises:
+        ValueError: there is none.
+    """
+    good, bad = [], []
+    for index in range(len(source.labels)):
+        try:
+            read_image(source, index)
+            good.append(index)
+        except BadImageError as error:
+            bad.append(error.name)
+        on_image()
+    skipped.add(bad)
+    if not good:
+        raise _none_readable(bad)
+    return Subset(source, numpy.array(good)) if bad else source

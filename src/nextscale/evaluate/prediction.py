@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale.data.loader import evaluation_batches
+from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.pixels import to_model
 from nextscale.prior.next_scale import NextScalePrior
@@ -37,6 +38,7 @@ def prediction_scores(
     *,
     limit: int | None = None,
     batch_size: int = 64,
+    skipped: SkippedImages | None = None,
 ) -> dict[str, float]:
     """Loss in nats per token and accuracy over center crops of a source, in all and per scale.
 
@@ -46,11 +48,12 @@ def prediction_scores(
         source: images whose labels are those of the prior.
         limit: images at most, spread over the source.
         batch_size: images at a time.
+        skipped: takes the names of bad images, which are left out; None: a bad image is an error.
     """
     schedule, device = tokenizer.schedule, prior.position.device
     total, size = torch.zeros(2, schedule.num_tokens, dtype=torch.float64), 0
     for pixels, labels in evaluation_batches(
-        source, size=tokenizer.image_size, batch_size=batch_size, limit=limit
+        source, size=tokenizer.image_size, batch_size=batch_size, limit=limit, skipped=skipped
     ):
         with torch.autocast(device.type, enabled=False):
             tokens_BL = tokenizer.encode(to_model(pixels).to(device))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nextscale.data.loader import evaluation_batches
+from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.pixels import to_model, to_uint8
 from nextscale.scales import ScaleSchedule
@@ -55,8 +56,9 @@ class CodeUsage:
 
 @torch.no_grad()
 def reconstruction_scores(
-    tokenizer: Tokenizer, source: Source, *, limit: int | None = None, batch_size: int = 64
-) -> dict[str, float]:
+    tokenizer: Tokenizer, source: Source, *, limit: int | None = None, batch_size: int = 64,
+    skipped: SkippedImages | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Mean of the images' PSNR in dB, and per scale the codes used and their share, over center crops of a
     source.
 
@@ -65,12 +67,13 @@ def reconstruction_scores(
         source: images.
         limit: images at most, spread over the source.
         batch_size: images at a time.
+        skipped: takes the names of bad images, which are left out; None: a bad image is an error.
     """
     device = next(tokenizer.parameters()).device
     usage = CodeUsage(tokenizer.schedule, tokenizer.settings.quantizer.vocab_size)
     ratios: list[numpy.ndarray] = []
     for pixels, _ in evaluation_batches(
-        source, size=tokenizer.image_size, batch_size=batch_size, limit=limit
+        source, size=tokenizer.image_size, batch_size=batch_size, limit=limit, skipped=skipped
     ):
         tokens_BL = tokenizer.encode(to_model(pixels).to(device))
         usage.add(tokens_BL)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.data.loader import Batch, evaluation_batches, training_batches
+from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.distributed import place
 from nextscale.features.classifier import Classifier, save_classifier
@@ -32,14 +33,18 @@ class ClassifierTask:
     parameter_groups: tuple[ParameterGroup, ...] = ()
 
     def __init__(
-        self, run: ClassifierRun, *, source: Source, validation: Source, device: torch.device
-    ) -> None:
+        self, run: ClassifierRun, *, source: Source, validation: Source, device: torch.device,
+        skipped: SkippedImages | None = None,
+    ) -> None:  # fmt: skip
+        self.skipped = skipped
         self.run, self.source, self.validation, self.device = run, source, validation, device
         settings = run.classifier.model_copy(update={"class_names": source.class_names})
         self.size = (settings.image_size, settings.image_size)
         classifier = Classifier(settings)
         pixels, _ = next(
-            evaluation_batches(source, size=self.size, batch_size=_WHITENING_IMAGES, limit=_WHITENING_IMAGES)
+            evaluation_batches(
+                source, size=self.size, batch_size=_WHITENING_IMAGES, limit=_WHITENING_IMAGES, skipped=skipped
+            )
         )
         classifier.whiten_stem(to_model(pixels))
         self.module = place(classifier, device)
@@ -61,6 +66,7 @@ class ClassifierTask:
             batch_size=loop.batch_size,
             seed=loop.seed,
             steps=steps,
+            skipped=self.skipped,
         )
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -83,7 +89,7 @@ class ClassifierTask:
         right = [
             (module.assign(to_model(pixels).to(self.device)).cpu().numpy() == labels)
             for pixels, labels in evaluation_batches(
-                self.validation, size=self.size, batch_size=100, limit=limit
+                self.validation, size=self.size, batch_size=100, limit=limit, skipped=self.skipped
             )
         ]
         return {"accuracy": float(numpy.concatenate(right).mean())}

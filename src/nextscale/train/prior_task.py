@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from nextscale import checkpoint
 from nextscale.data.loader import Batch, evaluation_batches, token_batches, training_batches
+from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.evaluate.prediction import mean_per_scale, prediction_scores, token_scores
 from nextscale.generate.folder import build_prior, load_tokenizer, read_settings
@@ -43,8 +44,10 @@ class PriorTask:
     parameter_groups: tuple[ParameterGroup, ...] = ()
 
     def __init__(
-        self, run: PriorRun, *, source: Source, validation: Source, device: torch.device, folder: Path
-    ) -> None:
+        self, run: PriorRun, *, source: Source, validation: Source, device: torch.device, folder: Path,
+        skipped: SkippedImages | None = None,
+    ) -> None:  # fmt: skip
+        self.skipped = skipped
         self.run, self.source, self.validation, self.device, self.folder = (
             run,
             source,
@@ -91,7 +94,7 @@ class PriorTask:
             )
         return training_batches(
             self.source, self.run.data, size=self.tokenizer.image_size, batch_size=loop.batch_size,
-            seed=loop.seed, steps=steps,
+            seed=loop.seed, steps=steps, skipped=self.skipped,
         )  # fmt: skip
 
     def _all_tokens(self) -> Tensor:
@@ -141,7 +144,9 @@ class PriorTask:
     def evaluate(self, module: nn.Module, limit: int | None) -> dict[str, float]:
         assert isinstance(module, NextScalePrior)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.loop.precision == "bfloat16"):
-            return prediction_scores(self.tokenizer, module.eval(), self.validation, limit=limit)
+            return prediction_scores(
+                self.tokenizer, module.eval(), self.validation, limit=limit, skipped=self.skipped
+            )
 
     def alarms(self, scores: dict[str, float]) -> list[str]:
         return []

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
+from nextscale.data.loader import readable_part
 from nextscale.data.settings import DataSettings
+from nextscale.data.skipped import FILE as SKIPPED_FILE
+from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source, hold_out, open_source
 from nextscale.distributed import choose_device
 from nextscale.train.classifier_task import ClassifierTask
@@ -17,6 +21,8 @@ from nextscale.train.run_folder import claimed_folder
 from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
 from nextscale.train.task import Task
 from nextscale.train.tokenizer_task import TokenizerTask
+
+_MOST_NAMES = 20
 
 
 def train_run(
@@ -41,17 +47,36 @@ def train_run(
     place = choose_device(device)
     source, validation = _open(run.data)
     torch.manual_seed(run.loop.seed)
-    task = _build(run, source, validation, place, folder)
+    skipped = SkippedImages() if run.data.on_bad_image == "skip" else None
+    if skipped is not None and isinstance(run, PriorRun) and run.cache_tokens:  # a token for each image
+        with tqdm(total=len(source.labels), unit="image", desc="reading", disable=not progress) as bar:
+            source = readable_part(source, skipped, on_image=bar.update)
+    task = _build(run, source, validation, device=place, folder=folder, skipped=skipped)
     description = run.model_dump(mode="json")
+    del description["data"]["on_bad_image"]  # a run that a bad image stopped may go on and skip it
     if isinstance(task, PriorTask):  # another tokenizer in the same place would make it another run
         description["tokenizer_sha256"] = task.tokenizer_digest
     with claimed_folder(folder, description):
+        if skipped is not None:
+            skipped.keep_in(folder)
         count = sum(parameter.numel() for parameter in task.module.parameters())
         images = f"{len(source.labels)} images of {len(source.class_names)} classes"
         say(f"{images}, {count:,} parameters, on {place}")
-        return train(
+        scores = train(
             task, folder, loop=run.loop, optimizer_settings=run.optimizer, say=say, progress=progress
         )
+        if skipped is not None and skipped.names:
+            _report(skipped.names, folder, say)
+        return scores
+
+
+def _report(names: Sequence[str], folder: Path, say: Callable[[str], None]) -> None:
+    """Say which images were skipped; a long list is in the folder."""
+    say(f"bad images that were skipped: {len(names)}, listed in {folder / SKIPPED_FILE}")
+    for name in names[:_MOST_NAMES]:
+        say(f"  {name}")
+    if len(names) > _MOST_NAMES:
+        say(f"  and {len(names) - _MOST_NAMES} more")
 
 
 def _open(data: DataSettings) -> tuple[Source, Source]:
@@ -71,11 +96,15 @@ def _build(
     run: TokenizerRun | PriorRun | ClassifierRun,
     source: Source,
     validation: Source,
+    *,
     device: torch.device,
     folder: Path,
+    skipped: SkippedImages | None,
 ) -> Task:
     if isinstance(run, TokenizerRun):
-        return TokenizerTask(run, source=source, validation=validation, device=device)
+        return TokenizerTask(run, source=source, validation=validation, device=device, skipped=skipped)
     if isinstance(run, PriorRun):
-        return PriorTask(run, source=source, validation=validation, device=device, folder=folder)
-    return ClassifierTask(run, source=source, validation=validation, device=device)
+        return PriorTask(
+            run, source=source, validation=validation, device=device, folder=folder, skipped=skipped
+        )
+    return ClassifierTask(run, source=source, validation=validation, device=device, skipped=skipped)

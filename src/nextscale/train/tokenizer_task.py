@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.data.loader import Batch, evaluation_batches, training_batches
+from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.distributed import place
 from nextscale.evaluate.reconstruction import reconstruction_scores
@@ -41,9 +42,11 @@ class TokenizerTask:
     no_decay: tuple[str, ...] = ("codebook",)
 
     def __init__(
-        self, run: TokenizerRun, *, source: Source, validation: Source, device: torch.device
-    ) -> None:
+        self, run: TokenizerRun, *, source: Source, validation: Source, device: torch.device,
+        skipped: SkippedImages | None = None,
+    ) -> None:  # fmt: skip
         self.run, self.source, self.validation, self.device = run, source, validation, device
+        self.skipped = skipped
         self.tokenizer = place(Tokenizer(run.tokenizer, run.schedule), device)
         _start_small(self.tokenizer)
         self.codes = CodeKeeper(
@@ -82,7 +85,7 @@ class TokenizerTask:
         loop = self.run.loop
         return training_batches(
             self.source, self.run.data, size=self.tokenizer.image_size, batch_size=loop.batch_size,
-            seed=loop.seed, steps=steps,
+            seed=loop.seed, steps=steps, skipped=self.skipped,
         )  # fmt: skip
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -131,7 +134,7 @@ class TokenizerTask:
 
     def evaluate(self, module: nn.Module, limit: int | None) -> dict[str, float]:
         assert isinstance(module, Tokenizer)
-        return reconstruction_scores(module.eval(), self.validation, limit=limit)
+        return reconstruction_scores(module.eval(), self.validation, limit=limit, skipped=self.skipped)
 
     def alarms(self, scores: dict[str, float]) -> list[str]:
         found = usage_alarms(scores, self.run)
@@ -140,7 +143,9 @@ class TokenizerTask:
     @torch.no_grad()
     def picture(self, module: nn.Module) -> numpy.ndarray:
         assert isinstance(module, Tokenizer)
-        batches = evaluation_batches(self.validation, size=module.image_size, batch_size=_PICTURE_IMAGES)
+        batches = evaluation_batches(
+            self.validation, size=module.image_size, batch_size=_PICTURE_IMAGES, skipped=self.skipped
+        )
         pixels, _ = next(batches)
         given = to_model(pixels).to(self.device)
         return side_by_side(pixels, to_uint8(module.decode(module.encode(given))))
