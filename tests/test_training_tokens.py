@@ -185,14 +185,14 @@ def test_settings_without_effect(changes: dict[str, Any], message: str, home: Pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loop": {"seed": 1}}, r"was made with seed = 0, not 1 as this run"),
+        ({"loop": {"seed": 1}}, r"was made with seed = 0, not 1 as in this run"),
         ({"data": {"enlarge": 1.125}}, r"was made with enlarge = 1.25, not 1.125"),
         ({"data": {"flip": False}}, r"was made with flip = true, not false"),
         ({"data": {"validation_share": 0.1}}, r"with num_samples = 19, not 18|with held_out = 0.02, not 0.1"),
         ({"tokens_from": "all"}, r"with held_out = null, not 0.02"),
         ({"tokens_from": "nowhere"}, r"nowhere holds no token cache: make one with nextscale tokenize"),
         ({"data": {"source": ""}}, r"no validation images given: set data\.validation, or data\.source"),
-        ({"data": {"source": "fewer"}}, r"with num_samples = 19, not 4"),
+        ({"data": {"source": "fewer"}}, r"with num_samples = 19, not 5 as in this run"),
         ({"data": {"source": "renamed"}}, r'with class_names = \["class 00", .*, not \["class 00", '),
     ],
     ids=str,
@@ -221,9 +221,7 @@ def test_tokens_of_another_tokenizer(home: Path, tmp_path: Path) -> None:
         other.tokenizer.quantizer.codebook.weight[0] += 1
     other.save(tmp_path / "other")
     run = _run(home, tokens_from=str(home / "most"), tokenizer_from=str(tmp_path / "other"))
-    with pytest.raises(
-        ValueError, match=r'with tokenizer_sha256 = "[0-9a-f]{64}", not "[0-9a-f]{64}" as this'
-    ):
+    with pytest.raises(ValueError, match=r'with tokenizer_sha256 = "[0-9a-f]{64}", not "[0-9a-f]{64}" as in'):
         train_quietly(run, tmp_path / "run")
     own = _run(home, cache_views=1)
     made = _task(own, tmp_path / "own")

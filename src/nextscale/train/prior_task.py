@@ -93,7 +93,7 @@ class PriorTask:
         difference = cache.made_from.difference(cache.made_from.model_copy(update=expected))
         if difference:
             raise ValueError(
-                f"tokens_from {run.tokens_from} was made with {difference} as this run: "
+                f"tokens_from {run.tokens_from} was made with {difference} as in this run: "
                 "tokenize again, or change the settings of the run"
             )
         return cache
