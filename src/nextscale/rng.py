@@ -48,7 +48,7 @@ def sample_uniforms(seed: int, epoch: int, sample: int, count: int) -> numpy.nda
 def sample_uniforms_of(seed: int, places: Iterable[tuple[int, int]], count: int) -> numpy.ndarray:
     """`sample_uniforms` of many (epoch, sample): float64 (B, count).
 
-    One generator is set to the key of each: making one takes 30 times as long as drawing from it.
+    One generator is set to the key of each, since making one takes longer than drawing from it.
     """
     bits = numpy.random.Philox(key=0)
     generator, state, rows = numpy.random.Generator(bits), bits.state, []
