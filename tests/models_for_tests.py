@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from nextscale.features.classifier import Classifier
+from nextscale.features.settings import ClassifierSettings
 from nextscale.generate.folder import build_prior
 from nextscale.generate.generator import Generator, Result
 from nextscale.generate.settings import ModelSettings, SamplingSettings
@@ -80,6 +82,15 @@ def random_generator(settings: ModelSettings | None = None, *, seed: int = 0) ->
     for module in (tokenizer, prior):
         module.eval().requires_grad_(False)
     return Generator(settings, tokenizer, prior)
+
+
+def divided_classifier(images_BCHW: Tensor) -> Classifier:
+    """Three classes, each of which it sees in some of these images of 8 pixels a side."""
+    settings = ClassifierSettings(image_size=8, dims=(8, 8), class_names=("a", "b", "c"))
+    classifier = Classifier(settings).eval().requires_grad_(False)
+    mean = classifier.features(images_BCHW).mean(dim=0)  # the head shall not see what all have in common
+    classifier.head.weight -= (classifier.head.weight @ mean)[:, None] * mean / mean.square().sum()
+    return classifier
 
 
 def tokens_of(result: Result) -> Tensor:

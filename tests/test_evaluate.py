@@ -10,13 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from images import MemorySource
-from models_for_tests import VOCAB, model_settings, random_generator
+from models_for_tests import VOCAB, divided_classifier, model_settings, random_generator
 from nextscale.data.loader import evaluation_batches
 from nextscale.evaluate.agreement import class_agreement
 from nextscale.evaluate.prediction import mean_per_scale, prediction_scores, token_scores
 from nextscale.evaluate.reconstruction import CodeUsage, psnr, reconstruction_scores
-from nextscale.features.classifier import Classifier
-from nextscale.features.settings import ClassifierSettings
 from nextscale.pixels import to_model, to_uint8
 from nextscale.scales import ScaleSchedule
 
@@ -128,12 +126,9 @@ def test_scores_of_a_schedule_that_is_not_square() -> None:
 
 
 def test_class_agreement_whatever_the_batch() -> None:
-    settings = ClassifierSettings(image_size=8, dims=(8, 8), class_names=("a", "b", "c"))
-    classifier = Classifier(settings).eval().requires_grad_(False)
     images = numpy.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=numpy.uint8)
-    mean = classifier.features(to_model(images)).mean(dim=0)  # the head shall not see what all have in common
-    classifier.head.weight -= (classifier.head.weight @ mean)[:, None] * mean / mean.square().sum()
-    guesses = classifier(to_model(images)).argmax(dim=1).tolist()
+    classifier = divided_classifier(to_model(images))
+    guesses = classifier.assign(to_model(images)).tolist()
     assert len(set(guesses)) > 1
     labels = [guess if index % 4 else (guess + 1) % 3 for index, guess in enumerate(guesses)]
     for batch_size in (3, 100):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models_for_tests import divided_classifier
 from nextscale.features.classifier import Classifier, load_classifier, save_classifier
 from nextscale.features.settings import ClassifierSettings
 from nextscale.train.classifier_task import cut_out, shift
@@ -46,6 +47,19 @@ def test_a_whitened_stem_sees_patches_without_correlation() -> None:
     seen = classifier.stem(images).transpose(0, 1).flatten(1)
     assert torch.allclose(torch.cov(seen[:12]), torch.eye(12), atol=0.05)
     assert torch.allclose(seen[12:], -seen[:12], atol=1e-5)
+
+
+def test_an_image_and_its_mirror_image_are_judged_together() -> None:
+    images = torch.rand(40, 3, 8, 8) * 2 - 1
+    classifier = divided_classifier(images)
+    with torch.no_grad():
+        together = classifier(images) + classifier(images.flip(3))
+        alone = classifier(images).argmax(dim=1)
+    assigned = classifier.assign(images)
+    assert torch.equal(assigned, together.argmax(dim=1)) and torch.equal(
+        assigned, classifier.assign(images.flip(3))
+    )
+    assert not torch.equal(assigned, alone)
 
 
 def test_every_parameter_gets_a_gradient() -> None:

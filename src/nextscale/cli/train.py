@@ -26,11 +26,15 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
             print(f"--{path} {value}   # {description}")
         return
     from nextscale.train.run import train_run
+    from nextscale.train.stopping import Stopped
 
     folder = Path(options.out or f"runs/{Path(options.recipe).stem}-{options.stage}")
-    scores = train_run(
-        settings, folder, device=options.device, say=_say, progress=not options.quiet and sys.stderr.isatty()
-    )
+    show = not options.quiet and sys.stderr.isatty()
+    try:
+        scores = train_run(settings, folder, device=options.device, say=_say, progress=show)
+    except Stopped as stopped:
+        sys.stderr.write(f"nextscale: {stopped}\n")
+        raise SystemExit(Stopped.EXIT_CODE) from None
     print("  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
     print(f"model: {folder / 'model'}   curves: {folder / 'curves.png'}")
 

@@ -7,6 +7,7 @@ that a resumed run goes on exactly; the number of worker processes changes nothi
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -140,8 +141,15 @@ def batches_of_places(
         collate_fn=_collate,
         num_workers=settings.num_workers,
         prefetch_factor=4 if settings.num_workers else None,
+        worker_init_fn=_leave_signals_to_the_parent,
     )
     yield from loader
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole group; the parent finishes its step, then ends us."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def chosen_indices(count: int, limit: int | None) -> numpy.ndarray:

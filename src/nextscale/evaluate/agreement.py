@@ -27,7 +27,7 @@ def class_agreement(
         ValueError: images of another size.
     """
     guesses = [
-        classifier(to_model(images_BHWC[start : start + batch_size])).argmax(dim=1)
+        classifier.assign(to_model(images_BHWC[start : start + batch_size]))
         for start in range(0, len(images_BHWC), batch_size)
     ]
     agreed: numpy.ndarray = torch.cat(guesses).cpu().numpy() == numpy.asarray(labels)

@@ -84,6 +84,18 @@ class Classifier(nn.Module):
             self.head(self.features(images_BCHW)) / 9
         )  # as if the features had been divided: gentle first steps
 
+    @torch.no_grad()
+    def assign(self, images_BCHW: Tensor) -> Tensor:
+        """The likeliest class of each image, judged together with its mirror image: int64 (B,).
+
+        Args:
+            images_BCHW: float32 (B, 3, H, W) in [-1, 1], of the size in the settings.
+
+        Raises:
+            ValueError: images of another size.
+        """
+        return (self(images_BCHW) + self(images_BCHW.flip(dims=(3,)))).argmax(dim=1)
+
 
 def save_classifier(folder: Path, classifier: Classifier, *, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write a folder with ``config.json`` and ``classifier.safetensors``."""

@@ -114,6 +114,11 @@ class Block(nn.Module):
         return F.layer_norm(x_BTD, (self.width,), eps=self.eps)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Where bfloat16 is too coarse; float64 stays what it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def attend_to(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Attention of all queries to all keys that are given.
 
@@ -121,7 +126,7 @@ def attend_to(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor
     docs/log.md).
     """
     dtype = query.dtype
-    compute = torch.float32 if query.device.type == "cpu" else dtype
+    compute = torch.promote_types(dtype, torch.float32) if query.device.type == "cpu" else dtype
     with torch.autocast(query.device.type, enabled=False):
         mixed = F.scaled_dot_product_attention(
             query.to(compute), key.to(compute), value.to(compute), scale=scale

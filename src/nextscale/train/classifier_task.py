@@ -25,6 +25,7 @@ _WHITENING_IMAGES = 2000
 class ClassifierTask:
     """See `nextscale.train.task.Task`."""
 
+    score: tuple[str, bool] = ("accuracy", True)
     no_decay: tuple[str, ...] = ()
 
     def __init__(
@@ -65,11 +66,11 @@ class ClassifierTask:
     def after_step(self, step: int) -> None:
         """Nothing besides the optimizer's step."""
 
-    @torch.no_grad()
     def evaluate(self, module: nn.Module, limit: int | None) -> dict[str, float]:
+        assert isinstance(module, Classifier)
         module.eval()
         right = [
-            (module(to_model(pixels).to(self.device)).argmax(dim=1).cpu().numpy() == labels)
+            (module.assign(to_model(pixels).to(self.device)).cpu().numpy() == labels)
             for pixels, labels in evaluation_batches(
                 self.validation, size=self.size, batch_size=100, limit=limit
             )

@@ -24,6 +24,7 @@ from nextscale.generate.generator import Generator
 from nextscale.models import find_model
 from nextscale.pixels import enlarge, grid
 from nextscale.prior.next_scale import NextScalePrior, drop_path_factors
+from nextscale.scales import ScaleSchedule
 from nextscale.train.settings import PriorRun
 
 _PICTURE_CLASSES, _PICTURE_PER_CLASS = 10, 8
@@ -33,6 +34,7 @@ _TOKENIZE_BATCH = 100
 class PriorTask:
     """See `nextscale.train.task.Task`."""
 
+    score: tuple[str, bool] = ("loss", False)
     no_decay: tuple[str, ...] = (
         "position",
         "class_embedding",
@@ -72,6 +74,7 @@ class PriorTask:
                 f"sampling.top_k {run.sampling.top_k} exceeds the {vocab_size} codes of the tokenizer"
             )
         self.module = build_prior(self.settings).to(device)
+        self.weights_L = _token_weights(run.scale_weights, base.schedule).to(device)
         self.cache = self._given_tokens()
 
     def _given_tokens(self) -> TokenCache | None:
@@ -146,12 +149,14 @@ class PriorTask:
         dropped_B = uniforms_BR[:, 0] < prior.settings.class_dropout
         labels_B = torch.where(dropped_B, prior.unconditional, batch.labels_B.to(self.device))
         logits_BLV = prior(
-            labels_B, inputs_BLC, keep_D2B=drop_path_factors(prior.settings, uniforms_BR[:, 1:])
-        )
+            labels_B, inputs_BLC, keep_D2B=drop_path_factors(prior.settings, uniforms_BR[:, 1:]),
+            recompute=self.run.recompute,
+        )  # fmt: skip
         losses_L, correct_L = token_scores(logits_BLV, tokens_BL)
         per_scale = mean_per_scale(losses_L.detach(), self.settings.schedule)
         numbers = {"accuracy": correct_L.mean(), "scale_loss": per_scale}
-        return losses_L.mean(), numbers
+        weights_L = self.weights_L.to(losses_L)
+        return (losses_L * weights_L).sum() / weights_L.sum(), numbers
 
     def after_step(self, step: int) -> None:
         """Nothing besides the optimizer's step."""
@@ -178,3 +183,15 @@ class PriorTask:
     def export(self, module: nn.Module, folder: Path) -> None:
         assert isinstance(module, NextScalePrior)
         Generator(self.settings, self.tokenizer, module).save(folder)
+
+
+def _token_weights(weights: tuple[float, ...], schedule: ScaleSchedule) -> Tensor:
+    """One weight per scale -> one per token: float32 (L,). Raises ValueError unless they fit the schedule."""
+    if not weights:
+        return torch.ones(schedule.num_tokens)
+    if len(weights) != schedule.num_scales or min(weights) < 0 or sum(weights) == 0:
+        raise ValueError(
+            f"scale_weights {list(weights)}: expected {schedule.num_scales} numbers, one per scale, "
+            "none below 0 and not all of them 0"
+        )
+    return torch.tensor(weights).repeat_interleave(torch.tensor(schedule.num_cells))

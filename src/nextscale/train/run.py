@@ -11,8 +11,9 @@ from nextscale.data.sources import Source, hold_out, open_source
 from nextscale.data.token_cache import TokenCache, open_cache
 from nextscale.distributed import choose_device
 from nextscale.train.classifier_task import ClassifierTask
-from nextscale.train.loop import claim_folder, train
+from nextscale.train.loop import train
 from nextscale.train.prior_task import PriorTask
+from nextscale.train.run_folder import claimed_folder
 from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
 from nextscale.train.task import Task
 from nextscale.train.tokenizer_task import TokenizerTask
@@ -46,12 +47,15 @@ def train_run(
         description["tokenizer_sha256"] = task.tokenizer_digest
         if task.cache is not None:
             description["tokens_sha256"] = task.cache.sha256
-    claim_folder(folder, description)
-    count = sum(parameter.numel() for parameter in task.module.parameters())
-    say(f"{len(source.labels)} images of {len(source.class_names)} classes, {count:,} parameters, on {place}")
-    if isinstance(task, PriorTask):
-        task.prepare(progress=progress)
-    return train(task, folder, loop=run.loop, optimizer_settings=run.optimizer, say=say, progress=progress)
+    with claimed_folder(folder, description):
+        count = sum(parameter.numel() for parameter in task.module.parameters())
+        images = f"{len(source.labels)} images of {len(source.class_names)} classes"
+        say(f"{images}, {count:,} parameters, on {place}")
+        if isinstance(task, PriorTask):
+            task.prepare(progress=progress)
+        return train(
+            task, folder, loop=run.loop, optimizer_settings=run.optimizer, say=say, progress=progress
+        )
 
 
 def _open(run: TokenizerRun | PriorRun | ClassifierRun) -> tuple[Source | TokenCache, Source]:

@@ -41,6 +41,9 @@ class LoopSettings(BaseModel):
     model_config = _FROZEN
     batch_size: int = Field(64, ge=1, description="images per step")
     num_steps: int = Field(1000, ge=1, description="steps of the whole run; the schedule is laid over them")
+    accumulate: int = Field(
+        1, ge=1, description="parts of a batch that are worked off one after the other, their gradients added"
+    )
     seed: int = Field(0, ge=0, description="of the initial weights and of every random choice")
     precision: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="of the forward pass; weights stay float32"
@@ -55,6 +58,20 @@ class LoopSettings(BaseModel):
     )
     save_every: int = Field(500, ge=1, description="between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints to keep")
+    patience: int = Field(
+        0, ge=0, description="evaluations without a better score after which training ends; 0: never"
+    )
+    max_skipped: int = Field(
+        10, ge=1, description="steps in a row without finite loss and gradient after which training fails"
+    )
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> LoopSettings:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be cut into accumulate {self.accumulate} equal parts"
+            )
+        return self
 
 
 class TokenizerLosses(BaseModel):
@@ -91,6 +108,12 @@ class PriorRun(BaseModel):
     )
     prior: PriorSettings
     data: DataSettings = DataSettings()
+    scale_weights: tuple[float, ...] = Field(
+        (), description="weight of each scale's tokens in the loss; empty: every token counts the same"
+    )
+    recompute: bool = Field(
+        False, description="save memory: compute the inside of each block again in the backward pass"
+    )
     cache_views: int = Field(
         0, ge=0, description="crops of every image to tokenize before the first step; 0: at every step"
     )

@@ -16,6 +16,7 @@ class Task(Protocol):
     """A module, its data and its loss."""
 
     no_decay: tuple[str, ...]  #: parts of the names of parameters that are spared from weight decay
+    score: tuple[str, bool]  #: which of the scores says how good the weights are; whether larger is better
 
     @property
     def module(self) -> nn.Module:

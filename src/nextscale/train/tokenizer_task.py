@@ -30,6 +30,7 @@ _PICTURE_IMAGES = 32
 class TokenizerTask:
     """See `nextscale.train.task.Task`."""
 
+    score: tuple[str, bool] = ("psnr", True)
     no_decay: tuple[str, ...] = ("codebook",)
 
     def __init__(

@@ -1,0 +1,82 @@
+"""A run's folder: it belongs to one run with one set of settings, and to one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nextscale import checkpoint
+
+_RECORD, _LOCK = "run.json", ".lock"
+
+
+@contextmanager
+def claimed_folder(folder: Path, description: dict[str, Any]) -> Iterator[None]:
+    """Make a run's folder, or check that it belongs to this very run, and hold it while the block runs.
+
+    What interrupted writes left in it is swept away. The hold ends with the process, however it ends.
+
+    Raises:
+        ValueError: the folder holds something else, a run with other settings, or is in use.
+    """
+    _check(folder, description)
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another process trains in {folder}: wait for it, stop it, or give another --out"
+            ) from error
+        _check(folder, description)  # somebody else may have been faster
+        if not (folder / _RECORD).exists():
+            checkpoint.write_json(folder / _RECORD, description)
+        _sweep(folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check(folder: Path, description: dict[str, Any]) -> None:
+    record = folder / _RECORD
+    if not folder.exists() or all(item.name.startswith(".") for item in folder.iterdir()):
+        return  # dots: the lock, and a record whose writing was interrupted
+    if not record.exists():
+        raise ValueError(f"{folder} exists and is no run of nextscale: give another --out")
+    wanted = _flat(description)
+    for name, value in _flat(json.loads(record.read_text())).items():
+        if wanted.get(name) != value:
+            raise ValueError(
+                f"{folder} holds a run with {name} = {value}, not {wanted.get(name)}: give the same settings "
+                "to go on, or another --out to start anew"
+            )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}, lists compared as text."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = json.dumps(value)
+    return flat
+
+
+def _sweep(folder: Path) -> None:
+    """Remove half-written files and folders; their names begin with a dot."""
+    for place in (folder, folder / "checkpoints"):
+        for item in place.glob(".*"):
+            if item.name == _LOCK:
+                continue
+            if item.is_dir():
+                shutil.rmtree(item, ignore_errors=True)
+            else:
+                item.unlink(missing_ok=True)

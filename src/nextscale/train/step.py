@@ -1,0 +1,81 @@
+"""One step of training: gradients of a batch, clipped, applied - or left out when they are no numbers.
+
+Letters: B batch.
+Special here: a batch may be worked off in parts whose gradients are added up; the sum is the gradient of the
+whole batch, whatever the number of parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nextscale.data.loader import Batch
+from nextscale.train.settings import LoopSettings
+from nextscale.train.task import Task
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did."""
+
+    numbers: dict[str, Tensor]  #: to be logged: the loss, the norm of the gradient, what the task tells
+    finite: bool  #: False: loss or gradient was infinite or not a number, and nothing was changed
+
+
+def split_batch(batch: Batch, count: int) -> list[Batch]:
+    """Cut a batch into ``count`` equal parts."""
+    size = len(batch.labels_B) // count
+    assert size * count == len(batch.labels_B), "the settings check that batches can be divided"
+    return [
+        Batch(
+            batch.items[start : start + size], batch.labels_B[start : start + size],
+            batch.uniforms_BR[start : start + size], batch.samples_B[start : start + size],
+        )
+        for start in range(0, size * count, size)
+    ]  # fmt: skip
+
+
+def add_gradients(task: Task, batch: Batch, loop: LoopSettings) -> dict[str, Tensor]:
+    """Put the gradient of a batch's mean loss into the parameters; returns the means of what was told."""
+    task.module.zero_grad(set_to_none=True)
+    device = next(task.module.parameters()).device.type
+    totals: dict[str, Tensor] = {}
+    for part in split_batch(batch, loop.accumulate):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=loop.precision == "bfloat16"):
+            loss, numbers = task.loss(part)
+        (loss / loop.accumulate).backward()
+        for name, value in {"loss": loss, **numbers}.items():
+            value = value.detach() / loop.accumulate
+            totals[name] = totals[name] + value if name in totals else value
+    return totals
+
+
+def take_step(
+    task: Task, batch: Batch, optimizer: torch.optim.Optimizer, *, loop: LoopSettings, clip_norm: float
+) -> StepResult:
+    """Gradients, clipping, and the optimizer's step if all of it is finite."""
+    numbers = add_gradients(task, batch, loop)
+    norm = torch.nn.utils.clip_grad_norm_(task.module.parameters(), clip_norm)
+    finite = bool(torch.isfinite(norm) & torch.isfinite(numbers["loss"]))
+    if finite:
+        optimizer.step()
+    return StepResult({**numbers, "gradient_norm": norm}, finite)
+
+
+def describe_failure(task: Task, batch: Batch, result: StepResult) -> str:
+    """Where numbers went wrong: the loss, the first parameters without a finite gradient, the samples."""
+    bad = [
+        name
+        for name, parameter in task.module.named_parameters()
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+    ]
+    total = sum(1 for _ in task.module.parameters())
+    where = f"{len(bad)} of {total} parameters, first {bad[0]}" if bad else "no parameter's gradient"
+    samples = ", ".join(str(int(sample)) for sample in batch.samples_B[:4])
+    return (
+        f"loss {float(result.numbers['loss']):.4g}, not finite: {where}; "
+        f"samples {samples}{', ...' if len(batch.samples_B) > 4 else ''}"
+    )
