@@ -55,11 +55,14 @@ def test_help_is_instant() -> None:
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.5
     assert all(
-        f"\n    {name} " in result.stdout for name in ("demo", "train", "sample", "evaluate", "convert")
+        f"\n    {name} " in result.stdout
+        for name in ("demo", "train", "tokenize", "sample", "evaluate", "convert")
     )
 
 
-@pytest.mark.parametrize("command", ["demo", "data", "train", "sample", "reconstruct", "convert", "evaluate"])
+@pytest.mark.parametrize(
+    "command", ["demo", "data", "train", "tokenize", "sample", "reconstruct", "convert", "evaluate"]
+)
 def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

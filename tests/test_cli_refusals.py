@@ -14,6 +14,7 @@ from nextscale import Generator
 from nextscale.cli import main
 
 TRAIN = "train tokenizer cifar10-tiny --out run --data.source"
+TOKENIZE = "tokenize pictures --model model --out new"
 PRIOR = "train prior cifar10-tiny --data.source pictures"
 
 
@@ -83,6 +84,22 @@ def _refused(line: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("sample model --tok-p 0.5", "sample does not know '--tok-p'; did you mean --top-p?"),
         ("sample model --out", "argument --out: expected one argument"),
         ("sample", "the following arguments are required: model"),
+        # tokenize
+        (f"{TOKENIZE} --views 0", "views 0 must be at least 1"),
+        (f"{TOKENIZE} --views 2 --enlarge 1", "2 views without flip and with enlarge 1 would be the same"),
+        (f"{TOKENIZE} --views 1 --enlarge 1 --seed 3", "--seed 3 would have no effect without --flip"),
+        (f"{TOKENIZE} --views 2 --enlarge 0.5", "tokenize: enlarge is 0.5: input should be greater than"),
+        (f"{TOKENIZE} --views 2 --seed -1", "seed -1 must be a whole number from 0"),
+        (f"{TOKENIZE} --views 2 --batch 0", "--batch 0 must be at least 1"),
+        (f"{TOKENIZE} --views 2 --workers -1", "num_workers is -1"),
+        (f"{TOKENIZE} --views 2 --validation-share 0.9", "validation_share is 0.9: input should be less"),
+        (f"{TOKENIZE} --views 2 --device nonsense", "device 'nonsense' is not available here"),
+        (f"{TOKENIZE} --views two", "argument --views: invalid int value: 'two'"),
+        (f"{TOKENIZE} --viewz 2", "the following arguments are required: --views"),
+        ("tokenize pictures --model nowhere --out new --views 2", "no model 'nowhere'"),
+        ("tokenize nowhere --model model --out new --views 2", "nowhere does not exist"),
+        ("tokenize empty --model model --out new --views 2", "empty holds no images"),
+        ("tokenize pictures --model model --out full --views 2", "full exists and is no token cache"),
         # reconstruct
         ("reconstruct model nowhere.png", "nowhere.png does not exist"),
         ("reconstruct model empty", "empty holds no images"),
@@ -138,6 +155,8 @@ def _refused(line: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("data check pictures --ot new", "data does not know '--ot'; did you mean --out?"),
         ("data check", "the following arguments are required: source"),
         ("data", "the following arguments are required: ACTION"),
+        (f"{PRIOR} --tokenizer_from model --tokens_from empty", "cache_views 1 would have no effect"),
+        (f"{PRIOR} --tokenizer_from model --tokens_from full --cache_views 0", "full holds no token cache"),
         # nothing at all
         ("", "the following arguments are required: COMMAND"),
         ("sampel model", "invalid choice: 'sampel'"),

@@ -81,14 +81,18 @@ def test_the_generator_of_torch_changes_nothing() -> None:
     assert _same(first, _run(source, range(3)))
 
 
-def test_tokens_kept_in_memory_come_with_the_same_samples_and_random_numbers() -> None:
-    source = MemorySource(12)
-    tokens = torch.arange(24, dtype=torch.int32).view(12, 2)
-    kept = list(
-        token_batches(tokens, torch.from_numpy(source.labels), batch_size=5, seed=0, steps=range(2, 6))
-    )
-    for one, other in zip(kept, _run(source, range(2, 6)), strict=True):
-        assert one.items.dtype == torch.int64 and torch.equal(one.items, tokens[other.samples_B].long())
+@pytest.mark.parametrize("dtype", ["<u2", "<i4"])
+@pytest.mark.parametrize("num_views", [1, 3])
+def test_kept_tokens_come_with_the_same_samples_and_random_numbers(num_views: int, dtype: str) -> None:
+    """Epoch e reads view e mod V: these tokens say which view and sample they are."""
+    source, batch_size, steps = MemorySource(12), 5, range(2, 14)  # five epochs
+    views, samples = numpy.meshgrid(numpy.arange(num_views), numpy.arange(12), indexing="ij")
+    tokens = numpy.stack([views, samples], axis=2).astype(dtype)
+    kept = token_batches(tokens, source.labels, batch_size=batch_size, seed=0, steps=steps)
+    for step, one, other in zip(steps, kept, _run(source, steps), strict=True):
+        epochs = torch.arange(step * batch_size, (step + 1) * batch_size) // 12
+        expected = torch.stack([epochs % num_views, other.samples_B], dim=1)
+        assert one.items.dtype == torch.int64 and torch.equal(one.items, expected)
         assert torch.equal(one.labels_B, other.labels_B)
         assert torch.equal(one.samples_B, other.samples_B)
         assert torch.equal(one.uniforms_BR, other.uniforms_BR)

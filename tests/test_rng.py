@@ -71,6 +71,14 @@ def test_different_keys_give_different_numbers(drawn: list[numpy.ndarray]) -> No
     assert len({tuple(numbers) for numbers in drawn}) == len(drawn)
 
 
+@given(seeds, st.lists(st.tuples(st.integers(0, 2**20 - 1), st.integers(0, 2**40 - 1)), max_size=6))
+def test_numbers_of_many_samples_are_those_of_each(seed: int, places: list[tuple[int, int]]) -> None:
+    drawn = rng.sample_uniforms_of(seed, places, 9)
+    assert drawn.shape == (len(places), 9) and drawn.dtype == numpy.float64
+    for row, (epoch, sample) in zip(drawn, places, strict=True):
+        assert numpy.array_equal(row, rng.sample_uniforms(seed, epoch, sample, 9))
+
+
 def test_uniforms_are_uniform() -> None:
     numbers = numpy.concatenate([rng.token_uniforms(seed, 100) for seed in range(200)])
     assert numbers.dtype == numpy.float64

@@ -58,7 +58,7 @@ def _train(case: dict[str, Any], folder: Path) -> Generator:
             "depth": 2, "model_dim": 64, "num_heads": 2, "gate_init": 0.1,
             "drop_path": 0.0, "class_dropout": 0.0,
         },
-        cache_tokens=True,
+        cache_views=1,
         optimizer={**optimizer, "base_lr": 0.024},
         loop={**loop, "batch_size": COUNT, "num_steps": case["steps"][1]},
         sampling={"guidance": 0.0, "top_k": 1},

@@ -80,15 +80,6 @@ def test_validation_images_of_other_classes(home: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("data", [{"flip": True}, {"flip": False, "enlarge": 1.25}])
-def test_transforms_that_kept_tokens_would_ignore(data: dict[str, Any], home: Path) -> None:
-    run = tiny_run("prior", home).model_dump()
-    with pytest.raises(ValueError, match=r"data\.flip and data\.enlarge above 1 would have no effect"):
-        PriorRun.model_validate(
-            {**run, "cache_tokens": True, "data": {**run["data"], "enlarge": 1.0, **data}}
-        )
-
-
 def test_a_run_does_not_go_on_with_another_tokenizer(tmp_path: Path) -> None:
     home = make_home(tmp_path)
     run = tiny_run("prior", home)

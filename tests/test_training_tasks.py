@@ -1,4 +1,4 @@
-"""What the tasks of tokenizer and prior do with a batch: losses, idle codes, class dropout, kept tokens."""
+"""What the tasks of tokenizer and prior do with a batch: losses, idle codes, class dropout."""
 
 from __future__ import annotations
 
@@ -117,11 +117,9 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _prior_task(
-    tokenizer_folder: Path, folder: Path, *, cache_tokens: bool = False, **prior: Any
-) -> PriorTask:
+def _prior_task(tokenizer_folder: Path, folder: Path, **prior: Any) -> PriorTask:
     run = PriorRun(
-        tokenizer_from=str(tokenizer_folder), cache_tokens=cache_tokens, data={"enlarge": 1.0},
+        tokenizer_from=str(tokenizer_folder), data={"enlarge": 1.0},
         prior={"depth": 2, "model_dim": 16, "num_heads": 2, "drop_path": 0.0, **prior},
         loop={"batch_size": 5}, sampling={"guidance": 1.5},
     )  # fmt: skip
@@ -167,24 +165,6 @@ def test_stochastic_depth_acts_in_training(tokenizer_folder: Path, tmp_path: Pat
     leaky.module.load_state_dict(task.module.state_dict())
     batch = next(iter(task.batches(range(1))))
     assert task.loss(batch)[0].item() != pytest.approx(leaky.loss(batch)[0].item(), rel=1e-3)
-
-
-def test_cached_tokens_are_those_of_the_images_and_are_kept(
-    tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cached = _prior_task(tokenizer_folder, tmp_path, cache_tokens=True)
-    fresh = _prior_task(tokenizer_folder, tmp_path)
-    for mine, given in zip(cached.batches(range(2, 5)), fresh.batches(range(2, 5)), strict=True):
-        assert mine.items.dtype == torch.int64 and torch.equal(
-            mine.items, fresh.tokenizer.encode(given.items)
-        )
-        assert torch.equal(mine.labels_B, given.labels_B) and torch.equal(mine.uniforms_BR, given.uniforms_BR)
-    again = _prior_task(tokenizer_folder, tmp_path, cache_tokens=True)
-    monkeypatch.setattr(again, "_encode", lambda _: pytest.fail("encoded again"))
-    next(iter(again.batches(range(1))))
-    again.tokenizer_digest = "that of another tokenizer"
-    with pytest.raises(pytest.fail.Exception, match="encoded again"):
-        next(iter(again.batches(range(1))))
 
 
 def test_sample_pictures_show_eight_of_each_class(tokenizer_folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ for. Nothing holds state, so the same key gives the same numbers on any machine,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy
 
@@ -43,6 +43,20 @@ def code_uniforms(seed: int, scale: int, num_cells: int, vocab_size: int) -> num
 def sample_uniforms(seed: int, epoch: int, sample: int, count: int) -> numpy.ndarray:
     """The random choices of training for one sample in one epoch (crop, flip, dropout): float64 (count,)."""
     return _generator(seed, _SAMPLE | (epoch << 40) | sample).random(count)
+
+
+def sample_uniforms_of(seed: int, places: Iterable[tuple[int, int]], count: int) -> numpy.ndarray:
+    """`sample_uniforms` of many (epoch, sample): float64 (B, count).
+
+    One generator is set to the key of each, since making one takes longer than drawing from it.
+    """
+    bits = numpy.random.Philox(key=0)
+    generator, state, rows = numpy.random.Generator(bits), bits.state, []
+    for epoch, sample in places:
+        state["state"]["key"][0], state["state"]["key"][1] = seed, _SAMPLE | (epoch << 40) | sample
+        bits.state = state
+        rows.append(generator.random(count))
+    return numpy.stack(rows) if rows else numpy.empty((0, count))
 
 
 def epoch_order(seed: int, epoch: int, num_samples: int) -> numpy.ndarray:

@@ -65,7 +65,8 @@ def build_parser() -> Parser:
         return command
 
     for add_command in (
-        _add_demo, _add_data, _add_train, _add_sample, _add_reconstruct, _add_convert, _add_evaluate,
+        _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_reconstruct, _add_convert,
+        _add_evaluate,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -109,6 +110,30 @@ def _add_train(add: AddCommand) -> None:
     train.epilog = (
         "Every setting of the recipe can be given as --a.b.c VALUE, for example --data.source my-pictures."
     )
+
+
+def _add_tokenize(add: AddCommand) -> None:
+    tokenize = add(
+        "tokenize", "Keep the tokens of images for training priors; run again to go on.", "tokenize"
+    )
+    tokenize.add_argument("source", help="images: a folder, or a .parquet file")
+    tokenize.add_argument("--model", required=True, help="bundled model or model folder with the tokenizer")
+    tokenize.add_argument("--out", required=True, help="folder of the tokens")
+    tokenize.add_argument(
+        "--views", type=int, required=True, help="crops of every image: those of the first epochs"
+    )
+    tokenize.add_argument("--flip", action="store_true", help="mirror half of them")
+    tokenize.add_argument(
+        "--enlarge", type=float, help="short side after resizing / crop side; 1 takes the center crop"
+    )
+    tokenize.add_argument("--seed", type=int, help="loop.seed of the trainings to come (default: 0)")
+    tokenize.add_argument(
+        "--validation-share", type=float, help="share of each class to leave out (default: none)"
+    )
+    tokenize.add_argument("--batch", type=int, default=100, help="images at a time (default: 100)")
+    tokenize.add_argument("--workers", type=int, help="processes that decode images (default: none)")
+    tokenize.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
+    tokenize.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def _add_sample(add: AddCommand) -> None:

@@ -1,6 +1,6 @@
 """Batches of training images, whose place in the run is one number: the step.
 
-Letters: B batch, H W pixels.
+Letters: B batch, V views, N all samples, L tokens of all scales, H W pixels.
 Special here: which images a step sees, in which order, cropped where, follows from (seed, step) alone, so
 that a resumed run goes on exactly; the number of worker processes changes nothing. Where bad images are
 skipped, the next readable one of the source stands in, with its own random numbers.
@@ -9,7 +9,7 @@ skipped, the next readable one of the source stands in, with its own random numb
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,7 +24,7 @@ from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import BadImageError, Source, Subset
 from nextscale.data.transforms import read_image, resize_and_crop
 from nextscale.pixels import to_model
-from nextscale.rng import epoch_order, sample_uniforms
+from nextscale.rng import epoch_order, sample_uniforms, sample_uniforms_of
 
 #: Uniform numbers of a sample in an epoch: the first few for the transforms, the rest is `Batch.uniforms_BR`.
 NUM_TRANSFORM_UNIFORMS, NUM_UNIFORMS = 4, 260
@@ -121,7 +121,7 @@ def _collate(items: list[_Item | ValueError]) -> Batch | ValueError:
 def _for_training(uniforms: numpy.ndarray) -> numpy.ndarray:
     """What the transforms leave of a sample's numbers: float32, still below 1 after rounding."""
     below_one = numpy.float32(1 - 2**-24)
-    return numpy.minimum(uniforms[NUM_TRANSFORM_UNIFORMS:].astype(numpy.float32), below_one)
+    return numpy.minimum(uniforms[..., NUM_TRANSFORM_UNIFORMS:].astype(numpy.float32), below_one)
 
 
 @lru_cache(maxsize=2)
@@ -147,15 +147,23 @@ def places_of_step(step: int, *, batch_size: int, num_samples: int, seed: int) -
 
 
 def token_batches(
-    tokens_NL: Tensor, labels_N: Tensor, *, batch_size: int, seed: int, steps: range
+    tokens_VNL: numpy.ndarray, labels_N: numpy.ndarray, *, batch_size: int, seed: int, steps: range
 ) -> Iterator[Batch]:
-    """The same samples in the same order with the same random numbers, from tokens kept in memory."""
+    """The same samples in the same order with the same random numbers, from kept tokens: epoch e reads view e
+    mod V. Of a memory map only what a batch needs is read.
+    """
+    num_views, num_samples = tokens_VNL.shape[:2]
     for step in steps:
-        places = places_of_step(step, batch_size=batch_size, num_samples=len(tokens_NL), seed=seed)
-        samples_B = torch.tensor([place.sample for place in places])
-        uniforms = [sample_uniforms(seed, place.epoch, place.sample, NUM_UNIFORMS) for place in places]
-        rest = torch.from_numpy(numpy.stack([_for_training(row) for row in uniforms]))
-        yield Batch(tokens_NL[samples_B].long(), labels_N[samples_B], rest, samples_B)
+        places = places_of_step(step, batch_size=batch_size, num_samples=num_samples, seed=seed)
+        samples_B = numpy.array([place.sample for place in places])
+        views_B = numpy.array([place.epoch % num_views for place in places])
+        uniforms = sample_uniforms_of(seed, ((place.epoch, place.sample) for place in places), NUM_UNIFORMS)
+        yield Batch(
+            items=torch.from_numpy(tokens_VNL[views_B, samples_B].astype(numpy.int64)),
+            labels_B=torch.from_numpy(labels_N[samples_B]),
+            uniforms_BR=torch.from_numpy(_for_training(uniforms)),
+            samples_B=torch.from_numpy(samples_B),
+        )
 
 
 def training_batches(
@@ -177,12 +185,20 @@ def training_batches(
         ValueError: an unreadable image, or no readable one at all where bad ones are skipped.
     """
     num_samples = len(source.labels)
-    batches = (
+    places = (
         places_of_step(step, batch_size=batch_size, num_samples=num_samples, seed=seed) for step in steps
     )
+    return batches_of_places(source, settings, size=size, seed=seed, places=places, skipped=skipped)
+
+
+def batches_of_places(
+    source: Source, settings: DataSettings, *, size: tuple[int, int], seed: int,
+    places: Iterable[list[Place]], skipped: SkippedImages | None = None,
+) -> Iterator[Batch]:  # fmt: skip
+    """A batch of each list of places, cropped and mirrored as training does. Raises as `training_batches`."""
     loader = DataLoader(
         _Samples(source, size, settings, seed),
-        batch_sampler=batches,
+        batch_sampler=places,
         collate_fn=_collate,
         num_workers=settings.num_workers,
         prefetch_factor=4 if settings.num_workers else None,

@@ -1,33 +1,36 @@
 """Training the prior: cross-entropy of every token given the coarser scales, the tokenizer frozen.
 
-Letters: B batch, N all training images, S scales, L tokens of all scales, V codes.
+Letters: B batch, S scales, L tokens of all scales, V codes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nextscale import checkpoint
-from nextscale.data.loader import Batch, evaluation_batches, token_batches, training_batches
+from nextscale.data.loader import Batch, token_batches, training_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
+from nextscale.data.token_cache import TokenCache, describe, labels_digest, open_cache
+from nextscale.data.tokenizing import make_cache
 from nextscale.evaluate.prediction import mean_per_scale, prediction_scores, token_scores
 from nextscale.generate.folder import build_prior, load_tokenizer, read_settings
 from nextscale.generate.generator import Generator
 from nextscale.models import find_model
-from nextscale.pixels import enlarge, grid, to_model
+from nextscale.pixels import enlarge, grid
 from nextscale.prior.next_scale import NextScalePrior, drop_path_factors
 from nextscale.scales import ScaleSchedule
 from nextscale.train.optimizer import ParameterGroup
 from nextscale.train.settings import PriorRun
 
 _PICTURE_CLASSES, _PICTURE_PER_CLASS = 10, 8
+_TOKENIZE_BATCH = 100
 
 
 class PriorTask:
@@ -44,8 +47,8 @@ class PriorTask:
     parameter_groups: tuple[ParameterGroup, ...] = ()
 
     def __init__(
-        self, run: PriorRun, *, source: Source, validation: Source, device: torch.device, folder: Path,
-        skipped: SkippedImages | None = None,
+        self, run: PriorRun, *, source: Source | TokenCache, validation: Source, device: torch.device,
+        folder: Path, skipped: SkippedImages | None = None,
     ) -> None:  # fmt: skip
         self.skipped = skipped
         self.run, self.source, self.validation, self.device, self.folder = (
@@ -76,6 +79,52 @@ class PriorTask:
             )
         self.module = build_prior(self.settings).to(device)
         self.weights_L = _token_weights(run.scale_weights, base.schedule).to(device)
+        self.cache = self._given_tokens()
+
+    def _given_tokens(self) -> TokenCache | None:
+        """The tokens of `tokens_from`. Raises ValueError when they are not those that this run would see."""
+        run = self.run
+        if not run.tokens_from:
+            return None
+        cache = open_cache(Path(run.tokens_from).expanduser())
+        quantizer, seed = self.tokenizer.settings.quantizer, cache.made_from.seed
+        expected: dict[str, Any] = {
+            "tokenizer_sha256": self.tokenizer_digest, "schedule": self.settings.schedule,
+            "vocab_size": quantizer.vocab_size, "enlarge": run.data.enlarge, "flip": run.data.flip,
+            "seed": None if seed is None else run.loop.seed,
+            "class_names": self.source.class_names, "num_samples": len(self.source.labels),
+            "labels_sha256": labels_digest(self.source.labels),
+        }  # fmt: skip
+        if not run.data.validation:
+            expected["held_out"] = run.data.validation_share
+        difference = cache.made_from.difference(cache.made_from.model_copy(update=expected))
+        if difference:
+            raise ValueError(
+                f"tokens_from {run.tokens_from} was made with {difference} as in this run: "
+                "tokenize again, or change the settings of the run"
+            )
+        return cache
+
+    def prepare(self, *, progress: bool) -> None:
+        """Make the tokens that are kept, or check every byte of those that are there.
+
+        A wrong token would not be noticed in training, and hashing all of them costs little beside making
+        them. Raises ValueError when they are damaged.
+        """
+        run = self.run
+        if self.cache is not None:
+            self.cache.check()
+        elif run.cache_views:
+            assert not isinstance(self.source, TokenCache)
+            made_from = describe(
+                self.source, run.data, held_out=None if run.data.validation else run.data.validation_share,
+                tokenizer=self.tokenizer, tokenizer_sha256=self.tokenizer_digest, views=run.cache_views,
+                seed=run.loop.seed,
+            )  # fmt: skip
+            self.cache = make_cache(
+                self.folder / "tokens", source=self.source, tokenizer=self.tokenizer, made_from=made_from,
+                batch_size=_TOKENIZE_BATCH, num_workers=run.data.num_workers, progress=progress,
+            )  # fmt: skip
 
     @property
     def averaged(self) -> nn.Module:
@@ -87,33 +136,16 @@ class PriorTask:
 
     def batches(self, steps: range) -> Iterator[Batch]:
         loop = self.run.loop
-        if self.run.cache_tokens:
-            labels_N = torch.from_numpy(self.source.labels)
+        if self.cache is not None:
             return token_batches(
-                self._all_tokens(), labels_N, batch_size=loop.batch_size, seed=loop.seed, steps=steps
-            )
+                self.cache.tokens_VNL, self.cache.labels, batch_size=loop.batch_size, seed=loop.seed,
+                steps=steps,
+            )  # fmt: skip
+        assert not self.run.cache_views and not isinstance(self.source, TokenCache), "not prepared"
         return training_batches(
             self.source, self.run.data, size=self.tokenizer.image_size, batch_size=loop.batch_size,
             seed=loop.seed, steps=steps, skipped=self.skipped,
         )  # fmt: skip
-
-    def _all_tokens(self) -> Tensor:
-        """Tokens int32 (N, L) of the center crop of every training image, kept beside the run for the next
-        start.
-        """
-        path, wanted = self.folder / "tokens.safetensors", f"tokens of {self.tokenizer_digest}"
-        if path.exists():
-            kept = checkpoint.read_tensors(path)
-            if list(kept) == [wanted] and len(kept[wanted]) == len(self.source.labels):
-                return kept[wanted]
-        parts = []
-        bar = tqdm(total=len(self.source.labels), unit="image", desc="encoding", disable=None)
-        for pixels, _ in evaluation_batches(self.source, size=self.tokenizer.image_size, batch_size=100):
-            parts.append(self._encode(to_model(pixels)).int().cpu())
-            bar.update(len(pixels))
-        bar.close()
-        checkpoint.write_tensors(path, {wanted: torch.cat(parts)})
-        return torch.cat(parts)
 
     def _encode(self, images_BCHW: Tensor) -> Tensor:
         return self.tokenizer.encode(images_BCHW.to(self.device))

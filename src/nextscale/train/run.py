@@ -9,10 +9,10 @@ import torch
 from tqdm import tqdm
 
 from nextscale.data.loader import readable_part
-from nextscale.data.settings import DataSettings
 from nextscale.data.skipped import FILE as SKIPPED_FILE
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source, hold_out, open_source
+from nextscale.data.token_cache import TokenCache, open_cache
 from nextscale.distributed import choose_device
 from nextscale.train.classifier_task import ClassifierTask
 from nextscale.train.loop import train
@@ -45,10 +45,11 @@ def train_run(
         ValueError: data, tokenizer or folder do not fit; nothing was written then.
     """
     place = choose_device(device)
-    source, validation = _open(run.data)
+    source, validation = _open(run)
     torch.manual_seed(run.loop.seed)
     skipped = SkippedImages() if run.data.on_bad_image == "skip" else None
-    if skipped is not None and isinstance(run, PriorRun) and run.cache_tokens:  # a token for each image
+    if skipped is not None and isinstance(run, PriorRun) and run.cache_views:  # tokens for each image
+        assert not isinstance(source, TokenCache), "settings refuse both"
         with tqdm(total=len(source.labels), unit="image", desc="reading", disable=not progress) as bar:
             source = readable_part(source, skipped, on_image=bar.update)
     task = _build(run, source, validation, device=place, folder=folder, skipped=skipped)
@@ -56,12 +57,16 @@ def train_run(
     del description["data"]["on_bad_image"]  # a run that a bad image stopped may go on and skip it
     if isinstance(task, PriorTask):  # another tokenizer in the same place would make it another run
         description["tokenizer_sha256"] = task.tokenizer_digest
+        if task.cache is not None:
+            description["tokens_sha256"] = task.cache.sha256
     with claimed_folder(folder, description):
         if skipped is not None:
             skipped.keep_in(folder)
         count = sum(parameter.numel() for parameter in task.module.parameters())
         images = f"{len(source.labels)} images of {len(source.class_names)} classes"
         say(f"{images}, {count:,} parameters, on {place}")
+        if isinstance(task, PriorTask):
+            task.prepare(progress=progress)
         scores = train(
             task, folder, loop=run.loop, optimizer_settings=run.optimizer, say=say, progress=progress
         )
@@ -79,32 +84,41 @@ def _report(names: Sequence[str], folder: Path, say: Callable[[str], None]) -> N
         say(f"  and {len(names) - _MOST_NAMES} more")
 
 
-def _open(data: DataSettings) -> tuple[Source, Source]:
-    source = open_source(data.source)
+def _open(run: TokenizerRun | PriorRun | ClassifierRun) -> tuple[Source | TokenCache, Source]:
+    """What to train on, and the validation images. Kept tokens come without images, unless both are there."""
+    data, tokens_from = run.data, run.tokens_from if isinstance(run, PriorRun) else ""
+    if tokens_from and not data.source and not data.validation:
+        raise ValueError(
+            "no validation images given: set data.validation, or data.source where its tokens were made with "
+            "--validation-share"
+        )
     if not data.validation:
-        return hold_out(source, data.validation_share)
+        return hold_out(open_source(data.source), data.validation_share)
+    source = open_cache(Path(tokens_from).expanduser()) if tokens_from else open_source(data.source)
     validation = open_source(data.validation)
     if validation.class_names != source.class_names:
         raise ValueError(
             f"{data.validation} has other classes ({', '.join(validation.class_names[:3])}...) than "
-            f"{data.source} ({', '.join(source.class_names[:3])}...): both must have the same ones"
+            f"{tokens_from or data.source} ({', '.join(source.class_names[:3])}...): "
+            "both must have the same ones"
         )
     return source, validation
 
 
 def _build(
     run: TokenizerRun | PriorRun | ClassifierRun,
-    source: Source,
+    source: Source | TokenCache,
     validation: Source,
     *,
     device: torch.device,
     folder: Path,
     skipped: SkippedImages | None,
 ) -> Task:
-    if isinstance(run, TokenizerRun):
-        return TokenizerTask(run, source=source, validation=validation, device=device, skipped=skipped)
     if isinstance(run, PriorRun):
         return PriorTask(
             run, source=source, validation=validation, device=device, folder=folder, skipped=skipped
         )
+    assert not isinstance(source, TokenCache)
+    if isinstance(run, TokenizerRun):
+        return TokenizerTask(run, source=source, validation=validation, device=device, skipped=skipped)
     return ClassifierTask(run, source=source, validation=validation, device=device, skipped=skipped)

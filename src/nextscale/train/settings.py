@@ -187,18 +187,35 @@ class PriorRun(BaseModel):
     recompute: bool = Field(
         False, description="save memory: compute the inside of each block again in the backward pass"
     )
-    cache_tokens: bool = Field(False, description="encode every image once and keep the tokens in memory")
+    cache_views: int = Field(
+        0, ge=0, description="crops of every image to tokenize before the first step; 0: at every step"
+    )
+    tokens_from: str = Field(
+        "", description="folder of tokens, as tokenize leaves it; empty: tokenize data.source"
+    )
     optimizer: OptimizerSettings = OptimizerSettings()
     loop: LoopSettings = LoopSettings()
     sampling: SamplingSettings = SamplingSettings()
 
     @model_validator(mode="after")
     def _check_cache(self) -> PriorRun:
-        if self.cache_tokens and (self.data.flip or self.data.enlarge > 1):
+        if self.cache_views > 1 and not self.data.flip and self.data.enlarge == 1:
             raise ValueError(
-                "cache_tokens keeps the center crop of every image, so data.flip and data.enlarge above 1 "
-                "would have no effect: set cache_tokens false, or data.flip false and data.enlarge 1"
+                f"cache_views {self.cache_views} without data.flip and with data.enlarge 1 would keep the "
+                "same center crop several times: set cache_views 1, data.flip true, or data.enlarge above 1"
             )
+        if not self.tokens_from:
+            return self
+        idle = {
+            "cache_views": self.cache_views,
+            "data.num_workers": self.data.num_workers,
+            "data.source": self.data.validation and self.data.source,
+        }
+        for name, value in idle.items():
+            if value:
+                raise ValueError(
+                    f"{name} {value} would have no effect, since tokens_from gives the tokens: leave it out"
+                )
         return self
 
 
