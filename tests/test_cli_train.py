@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,34 @@ def test_listing_the_settings_of_a_recipe(here: Path, capsys: pytest.CaptureFixt
     assert "--loop.batch_size 7   # images per step" in lines
     assert any(line.startswith("--prior.depth 5 ") for line in lines) and len(lines) > 30
     assert list(here.iterdir()) == []
+
+
+def test_a_dry_run_says_what_a_run_will_take_and_writes_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pictures(here / "pictures", 8, (8, 8), num_classes=2)
+    (here / "tiny.toml").write_text(TINY)
+    before = sorted(here.rglob("*"))
+    assert main(["train", "tokenizer", "tiny.toml", "--data.source", "pictures", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "--loop.num_steps 500   # steps of the whole run; the schedule is laid over them" in lines
+    parameters, memory, time = lines[-3:]
+    count = int(parameters.removeprefix("parameters: ").replace(",", ""))
+    assert count > 1000 and memory.startswith(
+        f"memory of weights, gradients, optimizer and average: {20 * count / 1e9:.2f}"
+    )
+    match = re.fullmatch(r"time: (\S+) s a step, (\S+) images/s, (\S+) hours of training .*", time)
+    assert match is not None
+    seconds, rate, hours = (float(value) for value in match.groups())
+    assert rate == pytest.approx(4 / seconds, rel=0.3) and hours == pytest.approx(
+        500 * seconds / 3600, abs=0.02
+    )
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_dry_run_of_a_prior_keeps_no_tokens(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(here / "pictures", 40, (32, 32), num_classes=2)
+    line = "train prior cifar10-tiny --init cifar10-tiny --data.source pictures --loop.batch_size 2 --dry-run"
+    assert main(line.split()) == 0
+    assert "parameters: " in capsys.readouterr().out
+    assert [item.name for item in here.iterdir()] == ["pictures"]

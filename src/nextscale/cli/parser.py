@@ -106,6 +106,10 @@ def _add_train(add: AddCommand) -> None:
     train.add_argument(
         "--settings", action="store_true", help="list all settings with their values, and stop"
     )
+    train.add_argument(
+        "--dry-run", action="store_true",
+        help="list all settings, take a few steps in memory, say what the run will take, and stop",
+    )  # fmt: skip
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     train.epilog = (
         "Every setting of the recipe can be given as --a.b.c VALUE, for example --data.source my-pictures."

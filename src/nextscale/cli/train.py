@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from nextscale.config import build, merge, parse_overrides, setting_paths
 from nextscale.recipes import STAGES, read_recipe
 
@@ -19,11 +21,15 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         stage, tree, source=f"{options.recipe} with the given settings" if rest else options.recipe
     )
     if options.settings:
-        for path, description in setting_paths(stage):
-            value: object = settings
-            for name in path.split("."):
-                value = getattr(value, name)
-            print(f"--{path} {value}   # {description}")
+        _print_settings(stage, settings)
+        return
+    if options.dry_run:
+        from nextscale.train.estimate import describe
+        from nextscale.train.run import estimate_run
+
+        _print_settings(stage, settings)
+        for line in describe(estimate_run(settings, device=options.device)):
+            print(line)
         return
     from nextscale.train.run import train_run
     from nextscale.train.stopping import Stopped
@@ -37,6 +43,14 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         raise SystemExit(Stopped.EXIT_CODE) from None
     print("  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
     print(f"model: {folder / 'model'}   curves: {folder / 'curves.png'}")
+
+
+def _print_settings(stage: type[BaseModel], settings: BaseModel) -> None:
+    for path, description in setting_paths(stage):
+        value: object = settings
+        for name in path.split("."):
+            value = getattr(value, name)
+        print(f"--{path} {value}   # {description}")
 
 
 def _say(line: str) -> None:

@@ -38,6 +38,7 @@ class ClassifierTask:
     ) -> None:  # fmt: skip
         self.skipped = skipped
         self.run, self.source, self.validation, self.device = run, source, validation, device
+        self.start_lines: list[str] = []
         settings = run.classifier.model_copy(update={"class_names": source.class_names})
         self.size = (settings.image_size, settings.image_size)
         classifier = Classifier(settings)

@@ -26,6 +26,7 @@ from nextscale.models import find_model
 from nextscale.pixels import enlarge, grid
 from nextscale.prior.next_scale import NextScalePrior, drop_path_factors
 from nextscale.scales import ScaleSchedule
+from nextscale.train.fine_tune import start_from, with_classes
 from nextscale.train.optimizer import ParameterGroup
 from nextscale.train.settings import PriorRun
 
@@ -58,11 +59,11 @@ class PriorTask:
             device,
             folder,
         )
-        if not run.tokenizer_from:
+        if not run.tokenizer_from and not run.init:
             raise ValueError(
                 "no tokenizer given: set --tokenizer_from to the model folder of a trained tokenizer"
             )
-        home = find_model(run.tokenizer_from)
+        home = find_model(run.tokenizer_from or run.init)
         base = read_settings(home)
         self.tokenizer = load_tokenizer(home, base).to(device)
         self.tokenizer_digest = checkpoint.digest(home / "tokenizer.safetensors")
@@ -77,9 +78,22 @@ class PriorTask:
             raise ValueError(
                 f"sampling.top_k {run.sampling.top_k} exceeds the {vocab_size} codes of the tokenizer"
             )
-        self.module = build_prior(self.settings).to(device)
+        self.module = build_prior(self.settings)
+        self.start_lines = self._start_from_init()
+        self.module.to(device)
         self.weights_L = _token_weights(run.scale_weights, base.schedule).to(device)
         self.cache = self._given_tokens()
+
+    def _start_from_init(self) -> list[str]:
+        """Take the weights of `init`, where it is set. Returns what to say about it."""
+        if not self.run.init:
+            return []
+        home = find_model(self.run.init)
+        known, wanted = read_settings(home).class_names, self.settings.class_names
+        tensors = checkpoint.read_tensors(home / "prior.safetensors")
+        same = sum(name in known for name in wanted)
+        taken = start_from(self.module, with_classes(tensors, known, wanted), source=self.run.init)
+        return [*taken.lines(self.run.init), f"classes: {same} of {len(wanted)} known by name"]
 
     def _given_tokens(self) -> TokenCache | None:
         """The tokens of `tokens_from`. Raises ValueError when they are not those that this run would see."""

@@ -15,6 +15,7 @@ from nextscale.data.sources import Source, hold_out, open_source
 from nextscale.data.token_cache import TokenCache, open_cache
 from nextscale.distributed import choose_device
 from nextscale.train.classifier_task import ClassifierTask
+from nextscale.train.estimate import estimate
 from nextscale.train.loop import train
 from nextscale.train.prior_task import PriorTask
 from nextscale.train.run_folder import claimed_folder
@@ -44,15 +45,8 @@ def train_run(
     Raises:
         ValueError: data, tokenizer or folder do not fit; nothing was written then.
     """
-    place = choose_device(device)
-    source, validation = _open(run)
-    torch.manual_seed(run.loop.seed)
     skipped = SkippedImages() if run.data.on_bad_image == "skip" else None
-    if skipped is not None and isinstance(run, PriorRun) and run.cache_views:  # tokens for each image
-        assert not isinstance(source, TokenCache), "settings refuse both"
-        with tqdm(total=len(source.labels), unit="image", desc="reading", disable=not progress) as bar:
-            source = readable_part(source, skipped, on_image=bar.update)
-    task = _build(run, source, validation, device=place, folder=folder, skipped=skipped)
+    task, images = _task_of(run, folder, device=device, skipped=skipped, progress=progress)
     description = run.model_dump(mode="json")
     del description["data"]["on_bad_image"]  # a run that a bad image stopped may go on and skip it
     if isinstance(task, PriorTask):  # another tokenizer in the same place would make it another run
@@ -62,9 +56,12 @@ def train_run(
     with claimed_folder(folder, description):
         if skipped is not None:
             skipped.keep_in(folder)
-        count = sum(parameter.numel() for parameter in task.module.parameters())
-        images = f"{len(source.labels)} images of {len(source.class_names)} classes"
-        say(f"{images}, {count:,} parameters, on {place}")
+        parameters = list(task.module.parameters())
+        count = sum(parameter.numel() for parameter in parameters)
+        say(f"{images}, {count:,} parameters, on {parameters[0].device}")
+        if not (folder / "checkpoints").exists():
+            for line in task.start_lines:
+                say(line)
         if isinstance(task, PriorTask):
             task.prepare(progress=progress)
         scores = train(
@@ -73,6 +70,37 @@ def train_run(
         if skipped is not None and skipped.names:
             _report(skipped.names, folder, say)
         return scores
+
+
+def estimate_run(
+    run: TokenizerRun | PriorRun | ClassifierRun, *, device: str | None = None
+) -> dict[str, float]:
+    """What a run will take (`nextscale.train.estimate.estimate`); writes nothing, so tokens are not kept.
+
+    Raises:
+        ValueError: data or tokenizer do not fit.
+    """
+    if isinstance(run, PriorRun) and run.cache_views:
+        run = run.model_copy(update={"cache_views": 0})
+    skipped = SkippedImages() if run.data.on_bad_image == "skip" else None
+    task, _ = _task_of(run, Path(), device=device, skipped=skipped, progress=False)
+    return estimate(task, loop=run.loop, optimizer_settings=run.optimizer)
+
+
+def _task_of(
+    run: TokenizerRun | PriorRun | ClassifierRun, folder: Path, *, device: str | None,
+    skipped: SkippedImages | None, progress: bool,
+) -> tuple[Task, str]:  # fmt: skip
+    """Open the data, then build the task with weights that the seed decides; and say what the data are."""
+    source, validation = _open(run)
+    if skipped is not None and isinstance(run, PriorRun) and run.cache_views:  # tokens for each image
+        assert not isinstance(source, TokenCache), "settings refuse both"
+        with tqdm(total=len(source.labels), unit="image", desc="reading", disable=not progress) as bar:
+            source = readable_part(source, skipped, on_image=bar.update)
+    torch.manual_seed(run.loop.seed)
+    images = f"{len(source.labels)} images of {len(source.class_names)} classes"
+    place = choose_device(device)
+    return _build(run, source, validation, device=place, folder=folder, skipped=skipped), images
 
 
 def _report(names: Sequence[str], folder: Path, say: Callable[[str], None]) -> None:

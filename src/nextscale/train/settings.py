@@ -154,6 +154,7 @@ class TokenizerRun(BaseModel):
     model_config = _FROZEN
     schedule: ScaleSchedule
     tokenizer: TokenizerSettings
+    init: str = Field("", description="model whose weights to start from: a folder or a bundled name")
     data: DataSettings = DataSettings()
     losses: TokenizerLosses = TokenizerLosses()
     codes: CodeTraining = CodeTraining()
@@ -177,9 +178,10 @@ class PriorRun(BaseModel):
 
     model_config = _FROZEN
     tokenizer_from: str = Field(
-        "", description="model folder that holds the tokenizer, as train tokenizer leaves it"
+        "", description="model folder that holds the tokenizer, as train tokenizer leaves it; empty: init"
     )
     prior: PriorSettings
+    init: str = Field("", description="model whose weights to start from: a folder or a bundled name")
     data: DataSettings = DataSettings()
     scale_weights: tuple[float, ...] = Field(
         (), description="weight of each scale's tokens in the loss; empty: every token counts the same"

@@ -17,6 +17,7 @@ class Task(Protocol):
     """A module, its data and its loss."""
 
     no_decay: tuple[str, ...]  #: parts of the names of parameters that are spared from weight decay
+    start_lines: list[str]  #: what to say about the weights it starts from, when it starts
     score: tuple[str, bool]  #: which of the scores says how good the weights are; whether larger is better
 
     @property

@@ -12,6 +12,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from nextscale import checkpoint
 from nextscale.data.loader import Batch, evaluation_batches, training_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
@@ -19,6 +20,7 @@ from nextscale.distributed import place
 from nextscale.evaluate.reconstruction import reconstruction_scores
 from nextscale.generate.folder import save_model
 from nextscale.generate.settings import ModelSettings
+from nextscale.models import find_model
 from nextscale.pixels import side_by_side, to_model, to_uint8
 from nextscale.rng import step_generator
 from nextscale.tokenizer.model import Tokenizer
@@ -26,6 +28,7 @@ from nextscale.train.adversary import NUM_ADVERSARY_UNIFORMS, Adversary
 from nextscale.train.alarms import adversary_alarms, usage_alarms
 from nextscale.train.codes import CodeKeeper
 from nextscale.train.discriminator import Discriminator
+from nextscale.train.fine_tune import start_from
 from nextscale.train.optimizer import ParameterGroup
 from nextscale.train.settings import TokenizerRun
 from nextscale.train.tokenizer_losses import ReconstructionLoss
@@ -47,8 +50,10 @@ class TokenizerTask:
     ) -> None:  # fmt: skip
         self.run, self.source, self.validation, self.device = run, source, validation, device
         self.skipped = skipped
-        self.tokenizer = place(Tokenizer(run.tokenizer, run.schedule), device)
+        self.tokenizer = Tokenizer(run.tokenizer, run.schedule)
         _start_small(self.tokenizer)
+        self.start_lines = self._start_from_init()
+        place(self.tokenizer, device)
         self.codes = CodeKeeper(
             self.tokenizer.quantizer.codebook, run.codes, reset_after=run.losses.reset_after
         )
@@ -56,6 +61,13 @@ class TokenizerTask:
         self.module: nn.Module = self.tokenizer
         self.parameter_groups: tuple[ParameterGroup, ...] = ()
         self.adversary = self._with_discriminator() if run.losses.adversarial else None
+
+    def _start_from_init(self) -> list[str]:
+        """Take the weights of `init`, where it is set. Returns what to say about it."""
+        if not self.run.init:
+            return []
+        tensors = checkpoint.read_tensors(find_model(self.run.init) / "tokenizer.safetensors")
+        return start_from(self.tokenizer, tensors, source=self.run.init).lines(self.run.init)
 
     def _with_discriminator(self) -> Adversary:
         """Put a discriminator beside the tokenizer in what is trained."""
