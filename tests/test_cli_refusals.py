@@ -14,6 +14,7 @@ from nextscale import Generator
 from nextscale.cli import main
 
 TRAIN = "train tokenizer cifar10-tiny --out run --data.source"
+NO_VIEWS = "--tokenizer_from model --sampling.top_k 9 --cache_views 0"
 TOKENIZE = "tokenize pictures --model model --out new"
 PRIOR = "train prior cifar10-tiny --data.source pictures"
 
@@ -146,7 +147,7 @@ def _refused(line: str, capsys: pytest.CaptureFixture[str]) -> str:
         (PRIOR, "no tokenizer given: set --tokenizer_from"),
         (f"{PRIOR} --tokenizer_from empty", "empty is no model folder"),
         (f"{PRIOR} --tokenizer_from model --tokens_from empty", "cache_views 1 would have no effect"),
-        (f"{PRIOR} --tokenizer_from model --tokens_from full --cache_views 0", "full holds no token cache"),
+        (f"{PRIOR} {NO_VIEWS} --tokens_from full", "full holds no token cache: make one with"),
         # nothing at all
         ("", "the following arguments are required: COMMAND"),
         ("sampel model", "invalid choice: 'sampel'"),
