@@ -281,9 +281,12 @@ def test_larger_or_smaller_may_be_better() -> None:
 
 
 def test_two_processes_cannot_train_in_one_folder(home: Path, tmp_path: Path) -> None:
-    run = tiny_run("prior", home)
+    run, description = tiny_run("prior", home), tmp_path / "description"
+    train_quietly(run.model_copy(update={"loop": run.loop.model_copy(update={"num_steps": 1})}), description)
+    written = json.loads((description / "run.json").read_text())
+    written["loop"]["num_steps"] = STEPS
     with (
-        claimed_folder(tmp_path / "run", run.model_dump(mode="json")),
+        claimed_folder(tmp_path / "run", written),
         pytest.raises(ValueError, match="another process trains in"),
     ):
         train_quietly(run, tmp_path / "run")
