@@ -25,7 +25,7 @@ from nextscale.train.settings import PriorRun, TokenizerRun
 COUNT = 32
 CASES: dict[str, dict[str, Any]] = {
     "square": {
-        "size": (16, 16), "sizes": ((1, 1), (2, 2), (4, 4)), "batch": 32, "steps": (90, 110),
+        "size": (16, 16), "sizes": ((1, 1), (2, 2), (4, 4)), "batch": 32, "steps": (110, 110),
         "autoencoder": {"base_dim": 16, "multipliers": (1, 2, 2)}, "quality": 14,
     },
     "wide": {
