@@ -7,11 +7,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from nextscale import checkpoint
+from nextscale.distributed import Distributed
 
 _RECORD, _LOCK = "run.json", ".lock"
 
@@ -42,6 +43,16 @@ def claimed_folder(folder: Path, description: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def claimed_by_first(folder: Path, description: dict[str, Any], ranks: Distributed) -> Iterator[None]:
+    """`claimed_folder` for processes that train together: the first one claims, a refusal reaches all."""
+    with ExitStack() as hold:
+        with ranks.together():
+            if ranks.is_first:
+                hold.enter_context(claimed_folder(folder, description))
+        yield
 
 
 def _check(folder: Path, description: dict[str, Any]) -> None:
