@@ -1,7 +1,7 @@
 """What every process of several does in the tests of training on several processes; started by `launch`.
 
-Special here: run as a script it joins the group that its environment describes, does one of the jobs below and
-leaves its findings in files, rank by rank; with one process the tests call the same jobs directly.
+Special here: run as a script it joins the group that its environment describes, does one of the jobs below,
+and leaves its findings in files, rank by rank; with one process the tests call the same jobs directly.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -122,9 +123,7 @@ def _task(kind: str, home: Path) -> Task:
 
 def _steps(task: Task, ranks: Distributed, count: int) -> None:
     settings = tiny_run("prior", Path()).optimizer
-    optimizer = build_optimizer(
-        task.module, settings, no_decay=task.no_decay, groups=task.parameter_groups
-    )
+    optimizer = build_optimizer(task.module, settings, no_decay=task.no_decay, groups=task.parameter_groups)
     for step in range(count):
         set_rates(optimizer, lr=1e-3, weight_decay=0.05)
         _one_step(task, ranks, optimizer, step)
@@ -164,6 +163,10 @@ def runs(home: Path, out: Path, ranks: Distributed) -> None:
         train("bad", _bad("stop", home))
         with _during_loss(ranks, 4, lambda: os.kill(os.getpid(), signal.SIGTERM)):
             train("stopped", tiny_run("prior", home))
+        with ranks.together():
+            if ranks.is_first:
+                shutil.copytree(out / "stopped", out / "resumed")
+        train("resumed", tiny_run("prior", home))
         with _during_loss(ranks, 4, None):
             train("spoiled", tiny_run("prior", home))
         with _during_loss(ranks, 4, None):

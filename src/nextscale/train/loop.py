@@ -55,13 +55,10 @@ class _Run:
         decay = weight_decay(settings, step, num_steps=loop.num_steps)
         set_rates(self.optimizer, lr=rate, weight_decay=decay)
         self.task.module.train()
-        votes = self.stop.votes()
         result = take_step(
             self.task, batch, self.optimizer, loop=loop, clip_norm=settings.clip_norm, ranks=self.ranks,
-            votes=votes,
+            stop=self.stop,
         )  # fmt: skip
-        if self.ranks.world_size > 1:
-            self.stop.settle(votes)
         self.progress = self.progress.after_step(result.finite)
         if result.finite:
             self.task.after_step(step)
@@ -92,6 +89,11 @@ class _Run:
                 self.saver.save(self.progress, task=self.task, average=self.average, optimizer=self.optimizer)
         if self.task.skipped is not None and self.ranks.world_size > 1:
             self.task.skipped.share(self.ranks)
+
+    def finish_saving(self) -> None:
+        """Wait for the last checkpoint, on all ranks: the first one to end would have torchrun end the others."""
+        with self.ranks.together():
+            self.saver.wait()
 
     def look(self) -> None:
         """Score the averaged weights, make a picture with them, and keep them if they are the best so far."""
@@ -181,8 +183,7 @@ def train(
         )  # fmt: skip
         _all_steps(run, show=progress)
         run.save()
-        with ranks.together():
-            saver.wait()
+        run.finish_saving()
         if stop.cause:
             raise Stopped(run.progress.step, stop.cause)
         with ranks.together():

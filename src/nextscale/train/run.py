@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -14,12 +15,12 @@ from nextscale.data.skipped import FILE as SKIPPED_FILE
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source, hold_out, open_source
 from nextscale.data.token_cache import TokenCache, open_cache
-from nextscale.distributed import Distributed, choose_device
+from nextscale.distributed import Distributed, SharedError, choose_device
 from nextscale.train.classifier_task import ClassifierTask
 from nextscale.train.estimate import estimate
 from nextscale.train.loop import train
 from nextscale.train.prior_task import PriorTask
-from nextscale.train.run_folder import claimed_by_first
+from nextscale.train.run_folder import claimed_by_first, first_difference
 from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
 from nextscale.train.task import Task
 from nextscale.train.tokenizer_task import TokenizerTask
@@ -61,7 +62,7 @@ def train_run(
         description["tokenizer_sha256"] = task.tokenizer_digest
         if task.cache is not None:
             description["tokens_sha256"] = task.cache.sha256
-    ranks.check_same(f"{json.dumps(description)}, {images}", name="settings or data of the processes")
+    _check_same(description | {"images": images}, ranks)
     with claimed_by_first(folder, description, ranks):
         if skipped is not None and ranks.is_first:
             skipped.keep_in(folder)
@@ -95,6 +96,18 @@ def _check_processes(run: TokenizerRun | PriorRun | ClassifierRun, ranks: Distri
             "the classifier trains in one process: its batch norm looks at whole batches, so several "
             "processes would train another network; start it without torchrun"
         )
+
+
+def _check_same(description: dict[str, Any], ranks: Distributed) -> None:
+    """Raise SharedError unless all processes train the same."""
+    given = [json.loads(text) for text in ranks.gather(json.dumps(description))]
+    for rank, other in enumerate(given):
+        difference = first_difference(given[0], other)
+        if difference:
+            raise SharedError(
+                f"the processes train different runs: rank 0 has {difference} as rank {rank}: start all of "
+                "them with the same command and the same data"
+            )
 
 
 def estimate_run(

@@ -61,13 +61,21 @@ def _check(folder: Path, description: dict[str, Any]) -> None:
         return  # dots: the lock, and a record whose writing was interrupted
     if not record.exists():
         raise ValueError(f"{folder} exists and is no run of nextscale: give another --out")
-    wanted = _flat(description)
-    for name, value in _flat(json.loads(record.read_text())).items():
+    difference = first_difference(json.loads(record.read_text()), description)
+    if difference:
+        raise ValueError(
+            f"{folder} holds a run with {difference}: give the same settings to go on, or another --out to "
+            "start anew"
+        )
+
+
+def first_difference(given: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """The first entry of a description that another one has otherwise, in words."""
+    wanted = _flat(other)
+    for name, value in _flat(given).items():
         if wanted.get(name) != value:
-            raise ValueError(
-                f"{folder} holds a run with {name} = {value}, not {wanted.get(name)}: give the same settings "
-                "to go on, or another --out to start anew"
-            )
+            return f"{name} = {value}, not {wanted.get(name)}"
+    return None
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from nextscale.data.loader import Batch
 from nextscale.distributed import Distributed
 from nextscale.train.optimizer import clip_gradients
 from nextscale.train.settings import LoopSettings
+from nextscale.train.stopping import StopRequest
 from nextscale.train.task import Task
 
 
@@ -59,7 +60,7 @@ def add_gradients(task: Task, batch: Batch, loop: LoopSettings) -> dict[str, Ten
 
 def take_step(
     task: Task, batch: Batch, optimizer: torch.optim.Optimizer, *, loop: LoopSettings, clip_norm: float,
-    ranks: Distributed, votes: Tensor | None = None,
+    ranks: Distributed, stop: StopRequest | None = None,
 ) -> StepResult:  # fmt: skip
     """Gradients, clipping, and the optimizer's step if all of it is finite.
 
@@ -70,13 +71,13 @@ def take_step(
         loop: how many micro-batches, in which precision.
         clip_norm: see `clip_gradients`.
         ranks: the processes that train together.
-        votes: something else to sum over them on the way, in place.
+        stop: learns on the way whether any of them was asked to stop.
     """
     numbers = add_gradients(task, batch, loop)
     own_loss = numbers["loss"]
     if ranks.world_size > 1:
         own_loss = own_loss.clone()
-        _unite(task, numbers, [] if votes is None else [votes], ranks)
+        _unite(task, numbers, stop or StopRequest(), ranks)
     norms = clip_gradients(task.module, clip_norm, task.parameter_groups)
     finite = bool(torch.isfinite(torch.stack([numbers["loss"], *norms.values()])).all())
     if finite:
@@ -88,15 +89,16 @@ def take_step(
 
 
 @torch.no_grad()
-def _unite(task: Task, numbers: dict[str, Tensor], more: list[Tensor], ranks: Distributed) -> None:
+def _unite(task: Task, numbers: dict[str, Tensor], stop: StopRequest, ranks: Distributed) -> None:
     """Average gradients and numbers over the processes, and add up their totals and votes.
 
     A parameter without gradient has none on any rank: the step decides that, not the samples.
     """
     gradients = [item.grad for item in task.module.parameters() if item.grad is not None]
-    means = [*gradients, *numbers.values()]
-    ranks.sum_([*means, *task.totals.values(), *more])
+    means, votes = [*gradients, *numbers.values()], stop.votes()
+    ranks.sum_([*means, *task.totals.values(), votes])
     torch._foreach_div_(means, float(ranks.world_size))
+    stop.settle(votes)
 
 
 def describe_failure(task: Task, batch: Batch, result: StepResult) -> str:
