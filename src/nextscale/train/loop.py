@@ -91,7 +91,7 @@ class _Run:
             self.task.skipped.share(self.ranks)
 
     def finish_saving(self) -> None:
-        """Wait for the last checkpoint, on all ranks: the first one to end would have torchrun end the others."""
+        """Wait for the last checkpoint, on all ranks: whoever ends early has torchrun end the others."""
         with self.ranks.together():
             self.saver.wait()
 
