@@ -45,7 +45,7 @@ def test_a_process_by_itself_exchanges_nothing(monkeypatch: pytest.MonkeyPatch) 
         assert ranks.agree(True) and not ranks.agree(False)
         assert ranks.gather("mine") == ["mine"] and ranks.of_first({1: 2}) == {1: 2}
         ranks.check_same("anything", name="numbers")
-        assert list(ranks.each([1, 2])) == [1, 2]
+        assert list(ranks.each(iter([1, 2]))) == [1, 2]
         error = KeyError("mine")
         with pytest.raises(KeyError) as caught, ranks.together():
             raise error

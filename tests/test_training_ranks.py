@@ -236,6 +236,18 @@ def test_the_command_stops_and_refuses_on_all_ranks(here: Path) -> None:
     assert said.count("\n") == 1 and nothing == output == ""
 
 
+def test_who_is_left_behind_by_a_dead_process_ends_too(here: Path) -> None:
+    processes = start(_command("--loop.num_steps", "100000", "--data.num_workers", "1"))
+    log, deadline = here / "run" / "log.jsonl", time.monotonic() + 60
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    processes[1].kill()
+    began = time.monotonic()
+    assert processes[0].wait(timeout=60) == 1
+    assert time.monotonic() - began < 20
+    finish(processes)
+
+
 def test_two_machines_make_one_run(here: Path) -> None:
     """Two agents of torchrun, each with one process."""
     port = free_port()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -158,18 +158,18 @@ class Distributed:
         for_users, text = next(given for given in texts if given)
         raise (SharedError if for_users else SharedBug)(text) from mine
 
-    def each(self, items: Iterable[Item]) -> Iterator[Item]:
+    def each(self, items: Iterator[Item]) -> Generator[Item, None, None]:
         """Items of which every rank has as many; what making one of them raises is raised on all ranks."""
-        if self.world_size == 1:
-            yield from items
-            return
-        iterator = iter(items)
-        while True:
-            with self.together():
-                item = next(iterator, None)
-            if item is None:
-                return
-            yield item
+        try:
+            while True:
+                with self.together():
+                    item = next(items, None)
+                if item is None:
+                    return
+                yield item
+        finally:
+            if isinstance(items, Generator):
+                items.close()
 
 
 def _in_words(error: Exception | None, rank: int) -> tuple[bool, str] | None:

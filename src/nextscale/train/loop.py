@@ -8,6 +8,7 @@ one alone writes and speaks.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -206,9 +207,12 @@ def _all_steps(run: _Run, *, show: bool) -> None:
     if run.over() or run.stop.cause:
         return
     meter = Meter(loop.batch_size)
-    with tqdm(total=loop.num_steps, initial=first, unit="step", disable=not show, mininterval=1) as bar:
-        batches = run.task.batches(range(first, loop.num_steps), part=run.ranks.part(loop.batch_size))
-        for done, batch in enumerate(run.ranks.each(batches), start=first + 1):
+    batches = run.task.batches(range(first, loop.num_steps), part=run.ranks.part(loop.batch_size))
+    with (
+        closing(run.ranks.each(batches)) as each,  # an error must not leave worker processes behind
+        tqdm(total=loop.num_steps, initial=first, unit="step", disable=not show, mininterval=1) as bar,
+    ):
+        for done, batch in enumerate(each, start=first + 1):
             result = run.step(batch)
             if result.finite:
                 meter.add(result.numbers)
