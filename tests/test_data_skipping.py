@@ -188,7 +188,7 @@ def test_a_run_that_stopped_at_a_bad_image_may_go_on_and_skip_it(home: Path, tmp
 
 
 def test_kept_tokens_are_those_of_readable_images(home: Path, tmp_path: Path) -> None:
-    run = _skipping(tiny_run("prior", home), cache_tokens=True)
+    run = _skipping(tiny_run("prior", home), cache_views=1)
     run = run.model_copy(update={"data": run.data.model_copy(update={"enlarge": 1.0, "flip": False})})
     _, said = train_quietly(run, tmp_path / "run")
     assert said[0].startswith("9 images of 3 classes")  # of ten; two of the bad ones are held out
