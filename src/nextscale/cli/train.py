@@ -24,25 +24,36 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         _print_settings(stage, settings)
         return
     if options.dry_run:
+        from nextscale.distributed import num_processes
         from nextscale.train.estimate import describe
         from nextscale.train.run import estimate_run
 
+        if num_processes() > 1:
+            raise ValueError("--dry-run measures one process: run it without torchrun")
         _print_settings(stage, settings)
         for line in describe(estimate_run(settings, device=options.device)):
             print(line)
         return
+    from nextscale.distributed import SharedError, joined
     from nextscale.train.run import train_run
     from nextscale.train.stopping import Stopped
 
     folder = Path(options.out or f"runs/{Path(options.recipe).stem}-{options.stage}")
     show = not options.quiet and sys.stderr.isatty()
-    try:
-        scores = train_run(settings, folder, device=options.device, say=_say, progress=show)
-    except Stopped as stopped:
-        sys.stderr.write(f"nextscale: {stopped}\n")
-        raise SystemExit(Stopped.EXIT_CODE) from None
-    print("  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
-    print(f"model: {folder / 'model'}   curves: {folder / 'curves.png'}")
+    with joined(options.device) as ranks:
+        try:
+            scores = train_run(settings, folder, say=_say, progress=show, ranks=ranks)
+        except Stopped as stopped:
+            if ranks.is_first:
+                sys.stderr.write(f"nextscale: {stopped}\n")
+            raise SystemExit(Stopped.EXIT_CODE) from None
+        except SharedError:
+            if ranks.is_first:
+                raise
+            raise SystemExit(2) from None
+        if ranks.is_first:
+            print("  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+            print(f"model: {folder / 'model'}   curves: {folder / 'curves.png'}")
 
 
 def _print_settings(stage: type[BaseModel], settings: BaseModel) -> None:

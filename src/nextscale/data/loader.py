@@ -2,8 +2,9 @@
 
 Letters: B batch, V views, N all samples, L tokens of all scales, H W pixels.
 Special here: which images a step sees, in which order, cropped where, follows from (seed, step) alone, so
-that a resumed run goes on exactly; the number of worker processes changes nothing. Where bad images are
-skipped, the next readable one of the source stands in, with its own random numbers.
+that a resumed run goes on exactly; the number of worker processes changes nothing. Of several processes that
+train together each reads its ``part`` of a step's places. Where bad images are skipped, the next readable one
+of the source stands in, with its own random numbers.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from nextscale.rng import epoch_order, sample_uniforms, sample_uniforms_of
 
 #: Uniform numbers of a sample in an epoch: the first few for the transforms, the rest is `Batch.uniforms_BR`.
 NUM_TRANSFORM_UNIFORMS, NUM_UNIFORMS = 4, 260
+#: All places of a step.
+WHOLE = slice(None)
 
 
 @dataclass(frozen=True)
@@ -147,14 +150,15 @@ def places_of_step(step: int, *, batch_size: int, num_samples: int, seed: int) -
 
 
 def token_batches(
-    tokens_VNL: numpy.ndarray, labels_N: numpy.ndarray, *, batch_size: int, seed: int, steps: range
-) -> Iterator[Batch]:
+    tokens_VNL: numpy.ndarray, labels_N: numpy.ndarray, *, batch_size: int, seed: int, steps: range,
+    part: slice = WHOLE,
+) -> Iterator[Batch]:  # fmt: skip
     """The same samples in the same order with the same random numbers, from kept tokens: epoch e reads view e
     mod V. Of a memory map only what a batch needs is read.
     """
     num_views, num_samples = tokens_VNL.shape[:2]
     for step in steps:
-        places = places_of_step(step, batch_size=batch_size, num_samples=num_samples, seed=seed)
+        places = places_of_step(step, batch_size=batch_size, num_samples=num_samples, seed=seed)[part]
         samples_B = numpy.array([place.sample for place in places])
         views_B = numpy.array([place.epoch % num_views for place in places])
         uniforms = sample_uniforms_of(seed, ((place.epoch, place.sample) for place in places), NUM_UNIFORMS)
@@ -168,7 +172,7 @@ def token_batches(
 
 def training_batches(
     source: Source, settings: DataSettings, *, size: tuple[int, int], batch_size: int, seed: int,
-    steps: range, skipped: SkippedImages | None = None,
+    steps: range, skipped: SkippedImages | None = None, part: slice = WHOLE,
 ) -> Iterator[Batch]:  # fmt: skip
     """The batches of these steps, images of ``size`` (H, W).
 
@@ -180,13 +184,15 @@ def training_batches(
         seed: of every random choice.
         steps: which steps.
         skipped: takes the names of bad images.
+        part: which of the places of each step, counted from 0 to ``batch_size``.
 
     Raises:
         ValueError: an unreadable image, or no readable one at all where bad ones are skipped.
     """
     num_samples = len(source.labels)
     places = (
-        places_of_step(step, batch_size=batch_size, num_samples=num_samples, seed=seed) for step in steps
+        places_of_step(step, batch_size=batch_size, num_samples=num_samples, seed=seed)[part]
+        for step in steps
     )
     return batches_of_places(source, settings, size=size, seed=seed, places=places, skipped=skipped)
 

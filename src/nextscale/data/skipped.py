@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from nextscale import checkpoint
+from nextscale.distributed import Distributed
 
 FILE = "skipped_images.txt"
 
@@ -23,6 +25,11 @@ class SkippedImages:
         earlier = self.file.read_text().splitlines() if self.file.exists() else []
         mine, self.names = self.names, earlier
         self.add(mine)
+
+    def share(self, ranks: Distributed) -> None:
+        """Note what any of the processes that train together has met."""
+        for names in ranks.gather(json.dumps(self.names)):
+            self.add(json.loads(names))
 
     def add(self, names: Iterable[str]) -> None:
         """Note bad images; the file is written when there is a new one."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.data.loader import Batch, evaluation_batches, training_batches
+from nextscale.data.loader import WHOLE, Batch, evaluation_batches, training_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.distributed import place
@@ -58,7 +58,7 @@ class ClassifierTask:
     def totals(self) -> dict[str, Tensor]:
         return {}
 
-    def batches(self, steps: range) -> Iterator[Batch]:
+    def batches(self, steps: range, *, part: slice = WHOLE) -> Iterator[Batch]:
         loop = self.run.loop
         return training_batches(
             self.source,
@@ -68,6 +68,7 @@ class ClassifierTask:
             seed=loop.seed,
             steps=steps,
             skipped=self.skipped,
+            part=part,
         )
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -11,6 +11,7 @@ import time
 
 import torch
 
+from nextscale.distributed import Distributed
 from nextscale.train.optimizer import build_optimizer
 from nextscale.train.settings import LoopSettings, OptimizerSettings
 from nextscale.train.step import take_step
@@ -35,7 +36,10 @@ def estimate(task: Task, *, loop: LoopSettings, optimizer_settings: OptimizerSet
     durations, last = [], time.perf_counter()
     task.module.train()
     for batch in task.batches(range(min(_STEPS, loop.num_steps))):
-        take_step(task, batch, optimizer, loop=loop, clip_norm=optimizer_settings.clip_norm)
+        take_step(
+            task, batch, optimizer, loop=loop, clip_norm=optimizer_settings.clip_norm,
+            ranks=Distributed(0, 1, device),
+        )  # fmt: skip
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         durations.append(time.perf_counter() - last)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from torch import Tensor
 
@@ -50,16 +50,25 @@ class Meter:
 
 
 class RunLog:
-    """Appends to ``log.jsonl`` and writes TensorBoard's files where that package is installed."""
+    """Appends to ``log.jsonl`` and writes TensorBoard's files where that package is installed.
 
-    def __init__(self, folder: Path, *, first_step: int) -> None:
+    Of several processes all but the first are silent: they write nothing.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int, silent: bool = False) -> None:
         self.path = folder / "log.jsonl"
+        self.file: IO[str] | None = None
+        self.writer: Any = None
+        if silent:
+            return
         self._forget_from(first_step)
         self.file = self.path.open("a")
         self.writer = _tensorboard(folder / "tensorboard", first_step)
 
     def write(self, kind: str, step: int, numbers: dict[str, float]) -> None:
         """One record: ``kind`` is train, evaluate or event."""
+        if self.file is None:
+            return
         record = {
             "kind": kind,
             "step": step,
@@ -84,7 +93,8 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
         if self.writer is not None:
             self.writer.close()
 

@@ -1,20 +1,25 @@
 """The one training loop. Run the same command again and it goes on where the last checkpoint stands.
 
-Special here: everything random follows from the step, so `Progress` is the only state of the loop.
+Special here: everything random follows from the step, so `Progress` is the only state of the loop. Several
+processes run it side by side and take every branch together: what decides is equal on all of them. The first
+one alone writes and speaks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy
 import torch
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from nextscale.data.loader import Batch
+from nextscale.distributed import Distributed
 from nextscale.train import saving
 from nextscale.train.ema import averaged_copy, update_average
 from nextscale.train.logs import Meter, RunLog, draw_curves
@@ -41,6 +46,7 @@ class _Run:
     log: RunLog
     saver: saving.Saver
     stop: StopRequest
+    ranks: Distributed
     progress: Progress = field(default_factory=Progress)
 
     def step(self, batch: Batch) -> StepResult:
@@ -50,17 +56,25 @@ class _Run:
         decay = weight_decay(settings, step, num_steps=loop.num_steps)
         set_rates(self.optimizer, lr=rate, weight_decay=decay)
         self.task.module.train()
-        result = take_step(self.task, batch, self.optimizer, loop=loop, clip_norm=settings.clip_norm)
+        result = take_step(
+            self.task, batch, self.optimizer, loop=loop, clip_norm=settings.clip_norm, ranks=self.ranks,
+            stop=self.stop,
+        )  # fmt: skip
         self.progress = self.progress.after_step(result.finite)
         if result.finite:
             self.task.after_step(step)
             update_average(self.average, self.task.averaged, decay=loop.ema_decay, step=step)
         else:
-            self._complain(batch, result)
-        return StepResult({**result.numbers, "lr": torch.tensor(rate)}, result.finite)
+            with self.ranks.together():
+                self._complain(batch, result)
+        return replace(result, numbers={**result.numbers, "lr": torch.tensor(rate)})
 
     def _complain(self, batch: Batch, result: StepResult) -> None:
-        problem = f"step {self.progress.step}: {describe_failure(self.task, batch, result)}"
+        failure = describe_failure(self.task, batch, result)
+        if self.ranks.world_size > 1:  # the samples of a rank whose own loss is spoiled say most
+            spoiled = "" if bool(torch.isfinite(result.own_loss)) else failure
+            failure = next(filter(None, self.ranks.gather(spoiled)), failure)
+        problem = f"step {self.progress.step}: {failure}"
         if self.progress.skipped_in_a_row >= self.loop.max_skipped:
             raise ValueError(
                 f"{problem}; {self.progress.skipped_in_a_row} steps in a row went wrong: lower "
@@ -70,8 +84,17 @@ class _Run:
         self.log.write("event", self.progress.step, {"skipped": self.progress.skipped})
 
     def save(self) -> None:
-        """A checkpoint of this moment."""
-        self.saver.save(self.progress, task=self.task, average=self.average, optimizer=self.optimizer)
+        """A checkpoint of this moment, and the bad images up to here."""
+        with self.ranks.together():
+            if self.ranks.is_first:
+                self.saver.save(self.progress, task=self.task, average=self.average, optimizer=self.optimizer)
+        if self.task.skipped is not None and self.ranks.world_size > 1:
+            self.task.skipped.share(self.ranks)
+
+    def finish_saving(self) -> None:
+        """Wait for the last checkpoint, on all ranks: whoever ends early has torchrun end the others."""
+        with self.ranks.together():
+            self.saver.wait()
 
     def look(self) -> None:
         """Score the averaged weights, make a picture with them, and keep them if they are the best so far."""
@@ -80,20 +103,32 @@ class _Run:
             return
         name, larger_is_better = self.task.score
         self.progress = self.progress.after_look(scores[name], larger_is_better=larger_is_better)
-        if self.progress.best_step == self.progress.step:
-            self.task.export(self.average, self.folder / "best")
+        with self.ranks.together():
+            if self.progress.best_step == self.progress.step and self.ranks.is_first:
+                self.task.export(self.average, self.folder / "best")
+        if self.ranks.world_size > 1:
+            votes = self.stop.votes()
+            self.ranks.sum_([votes])
+            self.stop.settle(votes)
 
     def score(self, limit: int | None) -> dict[str, float]:
-        """Score and draw the averaged weights, for the log."""
-        scores = self.task.evaluate(self.average, limit)
+        """Score and draw the averaged weights, for the log. The first rank's scores count."""
+        with self.ranks.together():
+            scores = self.task.evaluate(self.average, limit)
+            picture = self.task.picture(self.average)
+        scores = self.ranks.of_first(scores)
+        with self.ranks.together():
+            if self.ranks.is_first:
+                self._show(scores, picture)
+        return scores
+
+    def _show(self, scores: dict[str, float], picture: numpy.ndarray | None) -> None:
         self.log.write("evaluate", self.progress.step, scores)
         for alarm in self.task.alarms(scores):
             self.say(f"step {self.progress.step}: {alarm}")
-        picture = self.task.picture(self.average)
         if picture is not None:
             (self.folder / "pictures").mkdir(exist_ok=True)
             Image.fromarray(picture).save(self.folder / "pictures" / f"step-{self.progress.step:08d}.png")
-        return scores
 
     def over(self) -> bool:
         """Whether the last step is taken, or the scores have not improved for too long."""
@@ -104,7 +139,7 @@ class _Run:
 
 def train(
     task: Task, folder: Path, *, loop: LoopSettings, optimizer_settings: OptimizerSettings,
-    say: Callable[[str], None], progress: bool = True,
+    say: Callable[[str], None], progress: bool = True, ranks: Distributed,
 ) -> dict[str, float]:  # fmt: skip
     """Train to the last step, with checkpoints, log, pictures and the finished model in ``folder``.
 
@@ -115,6 +150,7 @@ def train(
         optimizer_settings: how.
         say: takes one line for people.
         progress: show a bar.
+        ranks: the processes that train together.
 
     Returns:
         The scores of the finished model.
@@ -124,35 +160,41 @@ def train(
         ValueError: too many steps in a row without finite numbers.
         OSError: a checkpoint could not be written.
     """
+    ranks.take_first_([*task.module.state_dict().values(), *task.state().values()])
     optimizer = build_optimizer(
         task.module, optimizer_settings, no_decay=task.no_decay, groups=task.parameter_groups
     )
     average = averaged_copy(task.averaged)
-    first, complaints = saving.restore(
-        folder / "checkpoints", task=task, average=average, optimizer=optimizer
-    )
+    with ranks.together():
+        first, complaints = saving.restore(
+            folder / "checkpoints", task=task, average=average, optimizer=optimizer
+        )
+    ranks.check_same(f"step {first.step}", name=f"checkpoints in {folder}, which all must see,")
     for complaint in complaints:
         say(f"checkpoint passed over: {complaint}")
     if first.step:
         say(f"going on after step {first.step} of {loop.num_steps}")
     with (
-        stop_requests() as stop,
-        RunLog(folder, first_step=first.step) as log,
+        stop_requests(alone=ranks.world_size == 1) as stop,
+        RunLog(folder, first_step=first.step, silent=not ranks.is_first) as log,
         saving.Saver(folder / "checkpoints", keep=loop.keep) as saver,
     ):
         run = _Run(
-            task, folder, loop, optimizer_settings, optimizer, average, say, log, saver, stop, first
+            task, folder, loop, optimizer_settings, optimizer, average, say, log, saver, stop, ranks, first
         )  # fmt: skip
         _all_steps(run, show=progress)
         run.save()
-        saver.wait()
+        run.finish_saving()
         if stop.cause:
             raise Stopped(run.progress.step, stop.cause)
-        task.export(average, folder / "model")
+        with ranks.together():
+            if ranks.is_first:
+                task.export(average, folder / "model")
         scores = stop.unless_asked(lambda: run.score(None))
         if scores is None:
             raise Stopped(run.progress.step, stop.cause)
-    draw_curves(folder / "log.jsonl", folder / "curves.png")
+    if ranks.is_first:
+        draw_curves(folder / "log.jsonl", folder / "curves.png")
     _tell_end(run)
     return scores
 
@@ -165,8 +207,12 @@ def _all_steps(run: _Run, *, show: bool) -> None:
     if run.over() or run.stop.cause:
         return
     meter = Meter(loop.batch_size)
-    with tqdm(total=loop.num_steps, initial=first, unit="step", disable=not show, mininterval=1) as bar:
-        for done, batch in enumerate(run.task.batches(range(first, loop.num_steps)), start=first + 1):
+    batches = run.task.batches(range(first, loop.num_steps), part=run.ranks.part(loop.batch_size))
+    with (
+        closing(run.ranks.each(batches)) as each,  # an error must not leave worker processes behind
+        tqdm(total=loop.num_steps, initial=first, unit="step", disable=not show, mininterval=1) as bar,
+    ):
+        for done, batch in enumerate(each, start=first + 1):
             result = run.step(batch)
             if result.finite:
                 meter.add(result.numbers)

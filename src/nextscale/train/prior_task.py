@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from nextscale import checkpoint
-from nextscale.data.loader import Batch, token_batches, training_batches
+from nextscale.data.loader import WHOLE, Batch, token_batches, training_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.data.token_cache import TokenCache, describe, labels_digest, open_cache
 from nextscale.data.tokenizing import make_cache
+from nextscale.distributed import Distributed
 from nextscale.evaluate.prediction import mean_per_scale, prediction_scores, token_scores
 from nextscale.generate.folder import build_prior, load_tokenizer, read_settings
 from nextscale.generate.generator import Generator
@@ -119,8 +120,10 @@ class PriorTask:
             )
         return cache
 
-    def prepare(self, *, progress: bool) -> None:
+    def prepare(self, *, progress: bool, ranks: Distributed | None = None) -> None:
         """Make the tokens that are kept, or check every byte of those that are there.
+
+        Of several processes the first one makes them; the others wait, then open them.
 
         A wrong token would not be noticed in training, and hashing all of them costs little beside making
         them. Raises ValueError when they are damaged.
@@ -135,10 +138,15 @@ class PriorTask:
                 tokenizer=self.tokenizer, tokenizer_sha256=self.tokenizer_digest, views=run.cache_views,
                 seed=run.loop.seed,
             )  # fmt: skip
-            self.cache = make_cache(
-                self.folder / "tokens", source=self.source, tokenizer=self.tokenizer, made_from=made_from,
-                batch_size=_TOKENIZE_BATCH, num_workers=run.data.num_workers, progress=progress,
-            )  # fmt: skip
+            ranks, folder = ranks or Distributed(0, 1, self.device), self.folder / "tokens"
+            with ranks.together():
+                if ranks.is_first:
+                    self.cache = make_cache(
+                        folder, source=self.source, tokenizer=self.tokenizer, made_from=made_from,
+                        batch_size=_TOKENIZE_BATCH, num_workers=run.data.num_workers, progress=progress,
+                    )  # fmt: skip
+            with ranks.together():
+                self.cache = self.cache or open_cache(folder)
 
     @property
     def averaged(self) -> nn.Module:
@@ -148,17 +156,17 @@ class PriorTask:
     def totals(self) -> dict[str, Tensor]:
         return {}
 
-    def batches(self, steps: range) -> Iterator[Batch]:
+    def batches(self, steps: range, *, part: slice = WHOLE) -> Iterator[Batch]:
         loop = self.run.loop
         if self.cache is not None:
             return token_batches(
                 self.cache.tokens_VNL, self.cache.labels, batch_size=loop.batch_size, seed=loop.seed,
-                steps=steps,
+                steps=steps, part=part,
             )  # fmt: skip
         assert not self.run.cache_views and not isinstance(self.source, TokenCache), "not prepared"
         return training_batches(
             self.source, self.run.data, size=self.tokenizer.image_size, batch_size=loop.batch_size,
-            seed=loop.seed, steps=steps, skipped=self.skipped,
+            seed=loop.seed, steps=steps, skipped=self.skipped, part=part,
         )  # fmt: skip
 
     def _encode(self, images_BCHW: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -13,12 +15,12 @@ from nextscale.data.skipped import FILE as SKIPPED_FILE
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source, hold_out, open_source
 from nextscale.data.token_cache import TokenCache, open_cache
-from nextscale.distributed import choose_device
+from nextscale.distributed import Distributed, SharedError, choose_device
 from nextscale.train.classifier_task import ClassifierTask
 from nextscale.train.estimate import estimate
 from nextscale.train.loop import train
 from nextscale.train.prior_task import PriorTask
-from nextscale.train.run_folder import claimed_folder
+from nextscale.train.run_folder import claimed_by_first, first_difference
 from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
 from nextscale.train.task import Task
 from nextscale.train.tokenizer_task import TokenizerTask
@@ -28,7 +30,7 @@ _MOST_NAMES = 20
 
 def train_run(
     run: TokenizerRun | PriorRun | ClassifierRun, folder: Path, *, device: str | None = None,
-    say: Callable[[str], None], progress: bool = True,
+    say: Callable[[str], None], progress: bool = True, ranks: Distributed | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Train what a run describes, or go on with it; the finished model is in ``folder / "model"``.
 
@@ -38,38 +40,74 @@ def train_run(
         device: where to train; None takes a GPU when there is one.
         say: takes one line for people.
         progress: show a bar.
+        ranks: the processes that train together (`nextscale.distributed.joined`); None: this one alone, on
+            ``device``. Only the first one speaks and writes.
 
     Returns:
         The scores of the finished model on the validation images.
 
     Raises:
-        ValueError: data, tokenizer or folder do not fit; nothing was written then.
+        ValueError: data, tokenizer, folder or the number of processes do not fit; nothing was written then.
     """
+    ranks = ranks or Distributed(0, 1, choose_device(device))
+    if not ranks.is_first:
+        say, progress = _say_nothing, False
     skipped = SkippedImages() if run.data.on_bad_image == "skip" else None
-    task, images = _task_of(run, folder, device=device, skipped=skipped, progress=progress)
+    with ranks.together():
+        _check_processes(run, ranks)
+        task, images = _task_of(run, folder, device=ranks.device, skipped=skipped, progress=progress)
     description = run.model_dump(mode="json")
     del description["data"]["on_bad_image"]  # a run that a bad image stopped may go on and skip it
     if isinstance(task, PriorTask):  # another tokenizer in the same place would make it another run
         description["tokenizer_sha256"] = task.tokenizer_digest
         if task.cache is not None:
             description["tokens_sha256"] = task.cache.sha256
-    with claimed_folder(folder, description):
-        if skipped is not None:
+    _check_same(description | {"images": images}, ranks)
+    with claimed_by_first(folder, description, ranks):
+        if skipped is not None and ranks.is_first:
             skipped.keep_in(folder)
         parameters = list(task.module.parameters())
         count = sum(parameter.numel() for parameter in parameters)
-        say(f"{images}, {count:,} parameters, on {parameters[0].device}")
+        processes = f", {ranks.world_size} processes" if ranks.world_size > 1 else ""
+        say(f"{images}, {count:,} parameters, on {parameters[0].device}{processes}")
         if not (folder / "checkpoints").exists():
             for line in task.start_lines:
                 say(line)
         if isinstance(task, PriorTask):
-            task.prepare(progress=progress)
+            task.prepare(progress=progress, ranks=ranks)
         scores = train(
-            task, folder, loop=run.loop, optimizer_settings=run.optimizer, say=say, progress=progress
-        )
+            task, folder, loop=run.loop, optimizer_settings=run.optimizer, say=say, progress=progress,
+            ranks=ranks,
+        )  # fmt: skip
         if skipped is not None and skipped.names:
             _report(skipped.names, folder, say)
         return scores
+
+
+def _say_nothing(_line: str) -> None:
+    pass
+
+
+def _check_processes(run: TokenizerRun | PriorRun | ClassifierRun, ranks: Distributed) -> None:
+    """Raise ValueError when a run cannot be shared by so many processes."""
+    ranks.part(run.loop.batch_size, accumulate=run.loop.accumulate)
+    if isinstance(run, ClassifierRun) and ranks.world_size > 1:
+        raise ValueError(
+            "the classifier trains in one process: its batch norm looks at whole batches, so several "
+            "processes would train another network; start it without torchrun"
+        )
+
+
+def _check_same(description: dict[str, Any], ranks: Distributed) -> None:
+    """Raise SharedError unless all processes train the same."""
+    given = [json.loads(text) for text in ranks.gather(json.dumps(description))]
+    for rank, other in enumerate(given):
+        difference = first_difference(given[0], other)
+        if difference:
+            raise SharedError(
+                f"the processes train different runs: rank 0 has {difference} as rank {rank}: start all of "
+                "them with the same command and the same data"
+            )
 
 
 def estimate_run(
@@ -83,12 +121,12 @@ def estimate_run(
     if isinstance(run, PriorRun) and run.cache_views:
         run = run.model_copy(update={"cache_views": 0})
     skipped = SkippedImages() if run.data.on_bad_image == "skip" else None
-    task, _ = _task_of(run, Path(), device=device, skipped=skipped, progress=False)
+    task, _ = _task_of(run, Path(), device=choose_device(device), skipped=skipped, progress=False)
     return estimate(task, loop=run.loop, optimizer_settings=run.optimizer)
 
 
 def _task_of(
-    run: TokenizerRun | PriorRun | ClassifierRun, folder: Path, *, device: str | None,
+    run: TokenizerRun | PriorRun | ClassifierRun, folder: Path, *, device: torch.device,
     skipped: SkippedImages | None, progress: bool,
 ) -> tuple[Task, str]:  # fmt: skip
     """Open the data, then build the task with weights that the seed decides; and say what the data are."""
@@ -99,8 +137,7 @@ def _task_of(
             source = readable_part(source, skipped, on_image=bar.update)
     torch.manual_seed(run.loop.seed)
     images = f"{len(source.labels)} images of {len(source.class_names)} classes"
-    place = choose_device(device)
-    return _build(run, source, validation, device=place, folder=folder, skipped=skipped), images
+    return _build(run, source, validation, device=device, folder=folder, skipped=skipped), images
 
 
 def _report(names: Sequence[str], folder: Path, say: Callable[[str], None]) -> None:

@@ -7,11 +7,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from nextscale import checkpoint
+from nextscale.distributed import Distributed
 
 _RECORD, _LOCK = "run.json", ".lock"
 
@@ -44,19 +45,37 @@ def claimed_folder(folder: Path, description: dict[str, Any]) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def claimed_by_first(folder: Path, description: dict[str, Any], ranks: Distributed) -> Iterator[None]:
+    """`claimed_folder` for processes that train together: the first one claims, a refusal reaches all."""
+    with ExitStack() as hold:
+        with ranks.together():
+            if ranks.is_first:
+                hold.enter_context(claimed_folder(folder, description))
+        yield
+
+
 def _check(folder: Path, description: dict[str, Any]) -> None:
     record = folder / _RECORD
     if not folder.exists() or all(item.name.startswith(".") for item in folder.iterdir()):
         return  # dots: the lock, and a record whose writing was interrupted
     if not record.exists():
         raise ValueError(f"{folder} exists and is no run of nextscale: give another --out")
-    wanted = _flat(description)
-    for name, value in _flat(json.loads(record.read_text())).items():
+    difference = first_difference(json.loads(record.read_text()), description)
+    if difference:
+        raise ValueError(
+            f"{folder} holds a run with {difference}: give the same settings to go on, or another --out to "
+            "start anew"
+        )
+
+
+def first_difference(given: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """The first entry of a description that another one has otherwise, in words."""
+    wanted = _flat(other)
+    for name, value in _flat(given).items():
         if wanted.get(name) != value:
-            raise ValueError(
-                f"{folder} holds a run with {name} = {value}, not {wanted.get(name)}: give the same settings "
-                "to go on, or another --out to start anew"
-            )
+            return f"{name} = {value}, not {wanted.get(name)}"
+    return None
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Letters: B batch.
 Special here: a batch may be worked off in parts whose gradients are added up; the sum is the gradient of the
-whole batch, whatever the number of parts.
+whole batch, whatever the number of parts. Several processes work off a part each; what they add up, in one
+exchange, is equal to the bit on all of them, and so is all that follows from it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from nextscale.data.loader import Batch
+from nextscale.distributed import Distributed
 from nextscale.train.optimizer import clip_gradients
 from nextscale.train.settings import LoopSettings
+from nextscale.train.stopping import StopRequest
 from nextscale.train.task import Task
 
 
@@ -24,6 +27,7 @@ class StepResult:
 
     numbers: dict[str, Tensor]  #: to be logged: the loss, the norm of the gradient, what the task tells
     finite: bool  #: False: loss or gradient was infinite or not a number, and nothing was changed
+    own_loss: Tensor  #: of this process's part of the batch
 
 
 def split_batch(batch: Batch, count: int) -> list[Batch]:
@@ -55,10 +59,25 @@ def add_gradients(task: Task, batch: Batch, loop: LoopSettings) -> dict[str, Ten
 
 
 def take_step(
-    task: Task, batch: Batch, optimizer: torch.optim.Optimizer, *, loop: LoopSettings, clip_norm: float
-) -> StepResult:
-    """Gradients, clipping, and the optimizer's step if all of it is finite."""
+    task: Task, batch: Batch, optimizer: torch.optim.Optimizer, *, loop: LoopSettings, clip_norm: float,
+    ranks: Distributed, stop: StopRequest | None = None,
+) -> StepResult:  # fmt: skip
+    """Gradients, clipping, and the optimizer's step if all of it is finite.
+
+    Args:
+        task: what is trained.
+        batch: this process's part of it.
+        optimizer: of the task's module.
+        loop: how many micro-batches, in which precision.
+        clip_norm: see `clip_gradients`.
+        ranks: the processes that train together.
+        stop: learns on the way whether any of them was asked to stop.
+    """
     numbers = add_gradients(task, batch, loop)
+    own_loss = numbers["loss"]
+    if ranks.world_size > 1:
+        own_loss = own_loss.clone()
+        _unite(task, numbers, stop or StopRequest(), ranks)
     norms = clip_gradients(task.module, clip_norm, task.parameter_groups)
     finite = bool(torch.isfinite(torch.stack([numbers["loss"], *norms.values()])).all())
     if finite:
@@ -66,7 +85,20 @@ def take_step(
     else:  # what the parts added up is as spoiled as the gradient
         for total in task.totals.values():
             total.zero_()
-    return StepResult({**numbers, **norms}, finite)
+    return StepResult({**numbers, **norms}, finite, own_loss)
+
+
+@torch.no_grad()
+def _unite(task: Task, numbers: dict[str, Tensor], stop: StopRequest, ranks: Distributed) -> None:
+    """Average gradients and numbers over the processes, and add up their totals and votes.
+
+    A parameter without gradient has none on any rank: the step decides that, not the samples.
+    """
+    gradients = [item.grad for item in task.module.parameters() if item.grad is not None]
+    means, votes = [*gradients, *numbers.values()], stop.votes()
+    ranks.sum_([*means, *task.totals.values(), votes])
+    torch._foreach_div_(means, float(ranks.world_size))
+    stop.settle(votes)
 
 
 def describe_failure(task: Task, batch: Batch, result: StepResult) -> str:

@@ -9,7 +9,8 @@ from typing import Protocol
 import numpy
 from torch import Tensor, nn
 
-from nextscale.data.loader import Batch
+from nextscale.data.loader import WHOLE, Batch
+from nextscale.data.skipped import SkippedImages
 from nextscale.train.optimizer import ParameterGroup
 
 
@@ -19,6 +20,7 @@ class Task(Protocol):
     no_decay: tuple[str, ...]  #: parts of the names of parameters that are spared from weight decay
     start_lines: list[str]  #: what to say about the weights it starts from, when it starts
     score: tuple[str, bool]  #: which of the scores says how good the weights are; whether larger is better
+    skipped: SkippedImages | None  #: the bad images met so far, where these are skipped
 
     @property
     def module(self) -> nn.Module:
@@ -42,8 +44,8 @@ class Task(Protocol):
         """
         ...
 
-    def batches(self, steps: range) -> Iterator[Batch]:
-        """The batches of these steps."""
+    def batches(self, steps: range, *, part: slice = WHOLE) -> Iterator[Batch]:
+        """The batches of these steps, or of each one the part that one of several processes works on."""
         ...
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

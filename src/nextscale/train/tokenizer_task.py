@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nextscale import checkpoint
-from nextscale.data.loader import Batch, evaluation_batches, training_batches
+from nextscale.data.loader import WHOLE, Batch, evaluation_batches, training_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.distributed import place
@@ -93,11 +93,11 @@ class TokenizerTask:
     def totals(self) -> dict[str, Tensor]:
         return {**self.codes.totals, **(self.adversary.totals if self.adversary else {})}
 
-    def batches(self, steps: range) -> Iterator[Batch]:
+    def batches(self, steps: range, *, part: slice = WHOLE) -> Iterator[Batch]:
         loop = self.run.loop
         return training_batches(
             self.source, self.run.data, size=self.tokenizer.image_size, batch_size=loop.batch_size,
-            seed=loop.seed, steps=steps, skipped=self.skipped,
+            seed=loop.seed, steps=steps, skipped=self.skipped, part=part,
         )  # fmt: skip
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
