@@ -170,20 +170,21 @@ def full_disk(drill: Drill, kind: str, expected: Path) -> str:
     """A small file system fills up: the run ends, keeps what it had, and goes on with more room."""
     place = drill.home / f"{kind}-disk"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]).returncode:
         return "not tried (mounting needs root)"
     try:
         folder, ballast, failures = place / "run", place / "ballast", 0
         process = drill.start(kind, folder)
         while newest_step(folder) < 2 * SAVE_EVERY and process.poll() is None:
             time.sleep(0.002)
-        free = shutil.disk_usage(place).free
+        before, free = newest_step(folder), shutil.disk_usage(place).free
+        drill.expect(before >= 2 * SAVE_EVERY, f"{kind}: the disk was full before its time: enlarge it")
         ballast.write_bytes(b"\0" * max(free - 60_000, 0))  # room for a part of a checkpoint
         said, _ = process.communicate()
         failures += process.returncode != 0
         drill.expect("No space left" in said, f"{kind}: a full disk was not named: {said[-300:]}")
         newest = newest_step(folder)
-        drill.expect(newest >= 2 * SAVE_EVERY, f"{kind}: the full disk cost a checkpoint")
+        drill.expect(newest >= before, f"{kind}: the full disk cost a checkpoint")
         ballast.unlink()
         subprocess.run(["mount", "-o", "remount,size=64m", str(place)], check=True)
         drill.goes_on(drill.run_to_the_end(kind, folder), newest, kind)
