@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from nextscale.data.loader import Batch
 from nextscale.features.classifier import Classifier
 from nextscale.features.settings import ClassifierSettings
 from nextscale.generate.folder import build_prior
@@ -91,6 +92,20 @@ def divided_classifier(images_BCHW: Tensor) -> Classifier:
     mean = classifier.features(images_BCHW).mean(dim=0)  # the head shall not see what all have in common
     classifier.head.weight -= (classifier.head.weight @ mean)[:, None] * mean / mean.square().sum()
     return classifier
+
+
+def random_batch(count: int = 8, seed: int = 0) -> Batch:
+    """Images of 8 pixels a side, and random numbers for each."""
+    numbers = torch.Generator().manual_seed(seed)
+    return Batch(
+        torch.rand(count, 3, 8, 8, generator=numbers) * 2 - 1, torch.zeros(count, dtype=torch.int64),
+        torch.rand(count, 256, generator=numbers), torch.arange(count),
+    )  # fmt: skip
+
+
+def rows_of(batch: Batch, rows: slice) -> Batch:
+    """A part of a batch."""
+    return Batch(batch.items[rows], batch.labels_B[rows], batch.uniforms_BR[rows], batch.samples_B[rows])
 
 
 def tokens_of(result: Result) -> Tensor:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from images import MemorySource
-from models_for_tests import make_loud, model_settings
-from nextscale.data.loader import Batch
+from models_for_tests import make_loud, model_settings, random_batch, rows_of
 from nextscale.train.adversary import Adversary, hinge_loss
 from nextscale.train.augment import augment
-from nextscale.train.discriminator import Discriminator, SpectralConv2d
+from nextscale.train.discriminator import SpectralConv2d
 from nextscale.train.optimizer import build_optimizer, clip_gradients, set_rates
 from nextscale.train.settings import DiscriminatorSettings, OptimizerSettings, TokenizerRun
 from nextscale.train.tokenizer_task import TokenizerTask
@@ -43,18 +42,6 @@ def _adversary(task: TokenizerTask) -> Adversary:
     return task.adversary
 
 
-def _batch(count: int = 8, seed: int = 0) -> Batch:
-    numbers = torch.Generator().manual_seed(seed)
-    return Batch(
-        torch.rand(count, 3, 8, 8, generator=numbers) * 2 - 1, torch.zeros(count, dtype=torch.int64),
-        torch.rand(count, 256, generator=numbers), torch.arange(count),
-    )  # fmt: skip
-
-
-def _part(batch: Batch, rows: slice) -> Batch:
-    return Batch(batch.items[rows], batch.labels_B[rows], batch.uniforms_BR[rows], batch.samples_B[rows])
-
-
 def _gradients(module: nn.Module) -> dict[str, Tensor]:
     return {name: item.grad.clone() for name, item in module.named_parameters() if item.grad is not None}
 
@@ -72,7 +59,7 @@ def test_the_tokenizer_starts_from_the_same_weights_with_and_without() -> None:
 
 def test_one_backward_pass_gives_each_side_its_own_gradient() -> None:
     """Against two passes: the tokenizer's loss with a frozen discriminator, the hinge on fixed images."""
-    task, batch = _task(**PLAIN), _batch()
+    task, batch = _task(**PLAIN), random_batch()
     adversary, discriminator = _adversary(task), _adversary(task).discriminator
     adversary.adaptive_weight.fill_(3.0)
     task.loss(batch)[0].backward()
@@ -94,16 +81,11 @@ def test_one_backward_pass_gives_each_side_its_own_gradient() -> None:
         assert torch.allclose(found[name], value, atol=1e-5, rtol=1e-4), name
 
 
-def test_the_hinge_loss() -> None:
-    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 1.0])
-    assert hinge_loss(real, fake).item() == pytest.approx(0.5 * ((0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3))
-
-
 # the adaptive weight
 
 
 def test_the_weight_is_the_ratio_of_gradients_of_the_step_before() -> None:
-    task, batch = _task(**PLAIN), _batch()
+    task, batch = _task(**PLAIN), random_batch()
     adversary, last = _adversary(task), task.tokenizer.decoder.conv_out.weight
     _, numbers = task.loss(batch)
     assert numbers["adversarial_weight"] == 0  # nothing was measured yet
@@ -123,7 +105,7 @@ def test_the_weight_is_the_ratio_of_gradients_of_the_step_before() -> None:
 )
 def test_the_weight_keeps_to_its_limits(limits: dict[str, float], expected: float) -> None:
     task = _task(**limits)
-    task.loss(_batch())
+    task.loss(random_batch())
     task.after_step(0)
     assert _adversary(task).adaptive_weight.item() == pytest.approx(expected)
 
@@ -131,7 +113,7 @@ def test_the_weight_keeps_to_its_limits(limits: dict[str, float], expected: floa
 def test_a_gradient_that_is_no_number_leaves_the_weight() -> None:
     task = _task()
     _adversary(task).adaptive_weight.fill_(2.0)
-    task.loss(_batch())
+    task.loss(random_batch())
     task.totals["adversarial_gradient"].fill_(float("nan"))
     task.after_step(0)
     assert _adversary(task).adaptive_weight.item() == 2.0
@@ -143,12 +125,12 @@ def test_a_gradient_that_is_no_number_leaves_the_weight() -> None:
 def test_micro_batches_give_the_gradient_of_one_batch(codes: dict[str, Any]) -> None:
     whole, parts = (_task(spectral_norm=True, consistency=2.0, codes=codes) for _ in range(2))
     for step in range(3):
-        batch = _batch(8, seed=step)
+        batch = random_batch(8, seed=step)
         for task in (whole, parts):
             task.module.zero_grad(set_to_none=True)
         whole.loss(batch)[0].backward()
         for start in (0, 2, 4, 6):
-            (parts.loss(_part(batch, slice(start, start + 2)))[0] / 4).backward()
+            (parts.loss(rows_of(batch, slice(start, start + 2)))[0] / 4).backward()
         mine, theirs = _gradients(parts.module), _gradients(whole.module)
         for name, value in theirs.items():
             assert torch.allclose(mine[name], value, atol=1e-4, rtol=1e-3), name
@@ -165,7 +147,7 @@ def test_micro_batches_give_the_gradient_of_one_batch(codes: dict[str, Any]) -> 
 
 def test_it_begins_after_its_share_and_grows_over_the_warm_up() -> None:
     task = _task(start=0.25, warmup_share=0.04)
-    adversary, batch = _adversary(task), _batch(2)
+    adversary, batch = _adversary(task), random_batch(2)
     assert [adversary.share(step) for step in (0, 24, 25, 26, 27, 28, 29, 99)] == [
         0,
         0,
@@ -192,18 +174,18 @@ def test_it_begins_after_its_share_and_grows_over_the_warm_up() -> None:
 
 def test_the_step_survives_in_the_state() -> None:
     task, other = _task(start=0.5), _task(start=0.5)
-    task.loss(_batch(2))
+    task.loss(random_batch(2))
     task.after_step(70)
     other.load_state({name: value.clone() for name, value in task.state().items()})
     assert int(_adversary(other).next_step) == 71
-    assert other.loss(_batch(2))[1]["discriminator_loss"] > 0
+    assert other.loss(random_batch(2))[1]["discriminator_loss"] > 0
 
 
 # disturbances
 
 
 def _loss_of_discriminator(task: TokenizerTask) -> float:
-    return float(task.loss(_batch())[1]["discriminator_loss"].detach())
+    return float(task.loss(random_batch())[1]["discriminator_loss"].detach())
 
 
 @pytest.mark.parametrize("name", ["colour", "shift", "cut_out"])
@@ -222,17 +204,12 @@ def test_each_disturbance_acts_by_the_samples_own_numbers(name: str) -> None:
     )
 
 
-def test_without_disturbance_images_stay() -> None:
-    images = torch.rand(2, 3, 8, 8)
-    assert augment(images, torch.rand(2, 7), DiscriminatorSettings(**PLAIN).augment) is images
-
-
 def test_consistency_adds_to_the_discriminators_loss_alone() -> None:
     plain, consistent = _task(), _task(consistency=4.0)
     assert _loss_of_discriminator(consistent) > _loss_of_discriminator(plain)
     gradients = []
     for task in (plain, consistent):
-        task.loss(_batch())[0].backward()
+        task.loss(random_batch())[0].backward()
         gradients.append(_gradients(task.tokenizer))
     assert all(torch.allclose(value, gradients[1][name], atol=1e-6) for name, value in gradients[0].items())
 
@@ -252,20 +229,9 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> Non
         _task(**settings)
 
 
-# the network
-
-
-def test_every_image_is_judged_by_itself() -> None:
-    discriminator = Discriminator(DiscriminatorSettings(base_dim=8), (16, 24))
-    images = torch.rand(4, 3, 16, 24)
-    logits = discriminator(images)
-    assert logits.shape == (4, 2, 3)
-    assert torch.allclose(discriminator(images[1:2]), logits[1:2], atol=1e-6)
-
-
 def test_spectral_norms_are_measured_once_a_step_and_hold() -> None:
     task = _task(spectral_norm=True)
-    discriminator, batch = _adversary(task).discriminator, _batch(2)
+    discriminator, batch = _adversary(task).discriminator, random_batch(2)
     before = {name: value.clone() for name, value in discriminator.state_dict().items()}
     for _ in range(3):
         task.module.train()
@@ -305,7 +271,7 @@ def test_the_discriminator_has_its_own_rate_averages_and_clipping() -> None:
         expected = (1.0, (0.3, 0.7)) if inside == {True} else (2.0, (0.9, 0.95))
         assert (group["lr"], tuple(group["betas"])) == expected
         assert group["weight_decay"] == (0.25 if group["decayed"] else 0)
-    task.loss(_batch())[0].backward()
+    task.loss(random_batch())[0].backward()
     norms = clip_gradients(task.module, 0.5, task.parameter_groups)
     assert norms["discriminator_gradient_norm"] > 0.01
     for module, limit in ((_adversary(task).discriminator, 0.01), (task.tokenizer, 0.5)):
@@ -320,7 +286,7 @@ def test_training_the_discriminator_alone_makes_it_right() -> None:
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=2e-3)
     losses = []
     for step in range(25):
-        loss, numbers = task.loss(_batch(8, seed=step))
+        loss, numbers = task.loss(random_batch(8, seed=step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from images import MemorySource
-from models_for_tests import model_settings
-from nextscale.data.loader import Batch
+from models_for_tests import model_settings, random_batch, rows_of
 from nextscale.rng import step_generator
 from nextscale.train.settings import TokenizerRun
 from nextscale.train.tokenizer_task import TokenizerTask
@@ -28,24 +27,12 @@ def _task(*, reset_after: int = 0, sizes: Any = None, **codes: Any) -> Tokenizer
     return TokenizerTask(run, source=MemorySource(6), validation=MemorySource(3), device=CPU)
 
 
-def _batch(count: int = 8, seed: int = 0) -> Batch:
-    numbers = torch.Generator().manual_seed(seed)
-    return Batch(
-        torch.rand(count, 3, 8, 8, generator=numbers) * 2 - 1, torch.zeros(count, dtype=torch.int64),
-        torch.rand(count, 256, generator=numbers), torch.arange(count),
-    )  # fmt: skip
-
-
-def _part(batch: Batch, rows: slice) -> Batch:
-    return Batch(batch.items[rows], batch.labels_B[rows], batch.uniforms_BR[rows], batch.samples_B[rows])
-
-
 def _codebook(task: TokenizerTask) -> Tensor:
     return task.module.quantizer.codebook.weight
 
 
 def test_the_loss_of_the_defaults_is_the_plain_formula_to_the_last_bit() -> None:
-    task, batch = _task(), _batch()
+    task, batch = _task(), random_batch()
     loss, _ = task.loss(batch)
     decoded, quantized = task.module(batch.items.to(memory_format=torch.channels_last))
     error = decoded.float() - batch.items
@@ -63,7 +50,7 @@ def test_codes_follow_the_means_of_what_they_stand_for() -> None:
     task = _task(ema_decay=0.75)
     counts, sums = torch.ones(48), _codebook(task).detach().clone()
     for step in range(4):
-        batch = _batch(seed=step)
+        batch = random_batch(seed=step)
         expected = _codebook(task).detach().clone()
         quantized = task.module(batch.items)[1]
         tokens, targets = quantized.tokens_BL.flatten(), quantized.targets_BLC.flatten(0, 1)
@@ -81,7 +68,7 @@ def test_codes_follow_the_means_of_what_they_stand_for() -> None:
 
 def test_codes_that_follow_means_get_no_gradient_but_phis_do() -> None:
     task = _task(ema_decay=0.9)
-    task.loss(_batch())[0].backward()
+    task.loss(random_batch())[0].backward()
     for name, parameter in task.module.named_parameters():
         if "codebook" in name:
             assert parameter.grad is None and not parameter.requires_grad
@@ -96,7 +83,7 @@ def test_codes_that_nobody_uses_keep_their_place_however_long() -> None:
         task.codes.running_sums_VC = _codebook(task).detach().clone()
     before = _codebook(task)[:8].detach().clone()
     for step in range(60):  # 0.5 ** 60 is below what counts
-        task.codes.add(task.module(_batch(2, seed=step).items)[1])
+        task.codes.add(task.module(random_batch(2, seed=step).items)[1])
         task.after_step(step)
     assert torch.allclose(_codebook(task)[:8], before, rtol=1e-4)
 
@@ -108,13 +95,13 @@ def test_a_reset_takes_the_running_sums_along() -> None:
         _codebook(task)[:40] += 100
         task.codes.running_sums_VC = _codebook(task).detach().clone()
     for step in range(3):
-        task.loss(_batch(seed=step))
+        task.loss(random_batch(seed=step))
         task.after_step(step)
     assert _codebook(task)[:40].abs().max() < 50  # the noise is a tenth of the spread, which was wide
     ratio = task.codes.running_sums_VC / task.codes.running_counts_V[:, None]
     assert torch.allclose(ratio, _codebook(task), atol=1e-5)
     moved = _codebook(task)[:40].detach().clone()
-    task.loss(_batch(seed=3))
+    task.loss(random_batch(seed=3))
     task.after_step(3)
     assert torch.allclose(_codebook(task)[:40], moved, atol=9)
 
@@ -137,10 +124,10 @@ def test_moved_codes_land_beside_used_ones_in_proportion() -> None:
 def test_micro_batches_do_to_the_codes_what_one_batch_does(codes: dict[str, Any]) -> None:
     whole, parts = _task(reset_after=2, **codes), _task(reset_after=2, **codes)
     for step in range(5):
-        batch = _batch(8, seed=step)
+        batch = random_batch(8, seed=step)
         whole.loss(batch)
         for start in (0, 2, 4, 6):
-            parts.loss(_part(batch, slice(start, start + 2)))
+            parts.loss(rows_of(batch, slice(start, start + 2)))
         for name, total in whole.codes.totals.items():
             assert torch.allclose(total, parts.codes.totals[name], atol=1e-4), name
         whole.after_step(step)
@@ -164,7 +151,7 @@ def test_the_samples_own_numbers_decide_who_stops_where() -> None:
 
 
 def test_stopping_changes_loss_and_what_counts_as_used() -> None:
-    batch = _batch()
+    batch = random_batch()
     plain, stopping = _task(), _task(scale_dropout=1.0)
     assert plain.loss(batch)[0].item() != pytest.approx(stopping.loss(batch)[0].item(), rel=1e-4)
     used = [int(task.codes.totals["code_counts_V"].sum()) for task in (plain, stopping)]
@@ -182,6 +169,6 @@ def test_rotation_reaches_the_encoder() -> None:
     grads = []
     for gradient in ("straight_through", "rotation"):
         task = _task(gradient=gradient)
-        task.loss(_batch())[0].backward()
+        task.loss(random_batch())[0].backward()
         grads.append(task.module.encoder.conv_in.weight.grad)
     assert not torch.allclose(grads[0], grads[1], rtol=1e-2)

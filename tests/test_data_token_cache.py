@@ -11,18 +11,14 @@ import numpy
 import pytest
 import torch
 
-from images import MemorySource
 from models_for_tests import SCHEDULE, loud_tokenizer
 from nextscale.data import tokenizing
 from nextscale.data.loader import token_batches, training_batches
 from nextscale.data.settings import DataSettings
-from nextscale.data.token_cache import MadeFrom, TokenCache, describe, open_cache
+from nextscale.data.token_cache import TokenCache, open_cache
 from nextscale.data.tokenizing import make_cache
 from nextscale.tokenizer.model import Tokenizer
-
-SOURCE = MemorySource(7)
-DATA = DataSettings(source="memory", enlarge=1.25, flip=True)
-DIGEST = "0" * 64
+from token_caches_for_tests import DATA, DIGEST, SOURCE, made_from_memory, make_in
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +27,9 @@ def tokenizer() -> Tokenizer:
     return loud_tokenizer(SCHEDULE)
 
 
-def _made_from(tokenizer: Tokenizer, data: DataSettings = DATA, **changes: Any) -> MadeFrom:
-    given: dict[str, Any] = {"held_out": None, "tokenizer_sha256": DIGEST, "views": 3, "seed": 5, **changes}
-    return describe(SOURCE, data, tokenizer=tokenizer, **given)
-
-
-def _make(folder: Path, tokenizer: Tokenizer, *, batch_size: int = 2, **changes: Any) -> TokenCache:
-    return make_cache(
-        folder, source=SOURCE, tokenizer=tokenizer, made_from=_made_from(tokenizer, **changes),
-        batch_size=batch_size, num_workers=0, progress=False,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def whole(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> TokenCache:
-    return _make(tmp_path_factory.mktemp("cache") / "tokens", tokenizer)
+    return make_in(tmp_path_factory.mktemp("cache") / "tokens", tokenizer)
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -66,7 +50,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 def test_views_are_what_training_on_the_fly_sees_in_its_first_epochs(
     data: DataSettings, views: int, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    made_from = _made_from(tokenizer, data, views=views)
+    made_from = made_from_memory(tokenizer, data, views=views)
     cache = make_cache(
         tmp_path / "new" / "tokens", source=SOURCE, tokenizer=tokenizer, made_from=made_from, batch_size=4,
         num_workers=0, progress=False,
@@ -88,7 +72,7 @@ def test_the_folder_of_a_cache(whole: TokenCache, tokenizer: Tokenizer) -> None:
     assert whole.tokens_VNL.shape == (3, 7, 30) and whole.tokens_VNL.dtype == numpy.uint16
     assert whole.labels.tolist() == SOURCE.labels.tolist() and whole.class_names == SOURCE.class_names
     record = json.loads((whole.folder / "cache.json").read_text())
-    assert record["made_from"] == _made_from(tokenizer).model_dump(mode="json")
+    assert record["made_from"] == made_from_memory(tokenizer).model_dump(mode="json")
     assert record["made_from"]["seed"] == 5
     assert record["files"]["tokens.npy"]["sha256"] == whole.sha256
     whole.check()
@@ -99,7 +83,7 @@ def test_a_token_takes_two_bytes_where_it_can(vocab_size: int, dtype: str, tmp_p
     tokenizer = loud_tokenizer(SCHEDULE, vocab_size=vocab_size)
     with torch.no_grad():  # the codes that images use are the last ones
         tokenizer.quantizer.codebook.weight[:-48] = 1000
-    cache = _make(tmp_path / "tokens", tokenizer, views=1)
+    cache = make_in(tmp_path / "tokens", tokenizer, views=1)
     assert cache.tokens_VNL.dtype == dtype and cache.tokens_VNL.min() >= vocab_size - 48
     batch = next(training_batches(SOURCE, DATA, size=(8, 8), batch_size=7, seed=5, steps=range(1)))
     expected = tokenizer.encode(batch.items).numpy()
@@ -110,7 +94,7 @@ def test_neither_batch_nor_workers_change_anything(
     whole: TokenCache, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     make_cache(
-        tmp_path / "tokens", source=SOURCE, tokenizer=tokenizer, made_from=_made_from(tokenizer),
+        tmp_path / "tokens", source=SOURCE, tokenizer=tokenizer, made_from=made_from_memory(tokenizer),
         batch_size=16, num_workers=2, progress=False,
     )  # fmt: skip
     assert _contents(tmp_path / "tokens") == _contents(whole.folder)
@@ -161,14 +145,14 @@ def test_a_killed_one_goes_on_and_equals_an_undisturbed_one(
         patch.setattr(tokenizer, "encode", count)
         if calls < 11:
             with pytest.raises(_KilledError):
-                _make(folder, tokenizer)
+                make_in(folder, tokenizer)
             with pytest.raises(
                 ValueError, match="unfinished token cache: run the command that makes it again"
             ):
                 open_cache(folder)
             assert json.loads((folder / "making.json").read_text())["num_rows"] == 2 * (calls - calls % 2)
         calls = 100
-        _make(folder, tokenizer)
+        make_in(folder, tokenizer)
     assert sum(encoded) <= 21 + 2
     assert _contents(folder) == _contents(whole.folder)
 
@@ -179,30 +163,30 @@ def test_killed_before_the_last_file(
     with monkeypatch.context() as patch:
         patch.setattr(tokenizing, "_finish", lambda *_: None)
         with pytest.raises(ValueError, match="unfinished token cache"):
-            _make(tmp_path / "tokens", tokenizer)
+            make_in(tmp_path / "tokens", tokenizer)
     monkeypatch.setattr(tokenizer, "encode", lambda _: pytest.fail("encoded again"))
-    _make(tmp_path / "tokens", tokenizer)
+    make_in(tmp_path / "tokens", tokenizer)
     assert _contents(tmp_path / "tokens") == _contents(whole.folder)
 
 
 def test_killed_while_the_folder_was_claimed(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / ".making.json.abc").write_text("{")
-    _make(tmp_path, tokenizer)
+    make_in(tmp_path, tokenizer)
 
 
 def test_rows_that_vanished(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(tokenizing, "_finish", lambda *_: None)
         with pytest.raises(ValueError, match="unfinished"):
-            _make(tmp_path, tokenizer)
+            make_in(tmp_path, tokenizer)
     (tmp_path / "tokens.npy").write_bytes(b"")
     with pytest.raises(ValueError, match=r"tokens\.npy holds less than making\.json says: remove"):
-        _make(tmp_path, tokenizer)
+        make_in(tmp_path, tokenizer)
 
 
 def test_a_finished_one_is_opened(whole: TokenCache, tokenizer: Tokenizer) -> None:
     before = {item: item.stat().st_mtime_ns for item in whole.folder.iterdir()}
-    again = _make(whole.folder, tokenizer)
+    again = make_in(whole.folder, tokenizer)
     assert numpy.array_equal(again.tokens_VNL, whole.tokens_VNL)
     assert {item: item.stat().st_mtime_ns for item in whole.folder.iterdir()} == before
 
@@ -229,14 +213,14 @@ def test_another_cache_in_the_same_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     if finished:
-        _make(tmp_path, tokenizer)
+        make_in(tmp_path, tokenizer)
     else:
         monkeypatch.setattr(tokenizing, "_finish", lambda *_: None)
         with pytest.raises(ValueError, match="unfinished"):
-            _make(tmp_path, tokenizer)
+            make_in(tmp_path, tokenizer)
     before = _contents(tmp_path)
     with pytest.raises(ValueError, match=message):
-        _make(tmp_path, tokenizer, **changes)
+        make_in(tmp_path, tokenizer, **changes)
     assert _contents(tmp_path) == before
 
 
@@ -244,12 +228,12 @@ def test_a_folder_with_something_else(tokenizer: Tokenizer, tmp_path: Path) -> N
     (tmp_path / "notes.txt").write_text("mine")
     for folder in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(ValueError, match="exists and is no token cache: give another folder"):
-            _make(folder, tokenizer)
+            make_in(folder, tokenizer)
     assert _contents(tmp_path) == {"notes.txt": b"mine"}
     with pytest.raises(ValueError, match="holds no token cache: make one with nextscale tokenize"):
         open_cache(tmp_path)
     (tmp_path / "cache.json").write_text('{"mine": 1}')
-    for call in (lambda: _make(tmp_path, tokenizer), lambda: open_cache(tmp_path)):
+    for call in (lambda: make_in(tmp_path, tokenizer), lambda: open_cache(tmp_path)):
         with pytest.raises(ValueError, match=r"cache\.json is not the record of a token cache"):
             call()
 
@@ -271,58 +255,10 @@ def test_settings_that_make_no_sense(
     data: DataSettings, changes: dict[str, Any], message: str, tokenizer: Tokenizer
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        _made_from(tokenizer, data, **changes)
+        made_from_memory(tokenizer, data, **changes)
 
 
 def test_the_center_crop_depends_on_no_seed(tokenizer: Tokenizer) -> None:
     plain = DataSettings(enlarge=1.0)
-    given = [_made_from(tokenizer, plain, views=1, seed=seed) for seed in (0, 1)]
+    given = [made_from_memory(tokenizer, plain, views=1, seed=seed) for seed in (0, 1)]
     assert given[0] == given[1] and given[0].seed is None
-
-
-# damage
-
-
-def _damage(cache: TokenCache, name: str, kind: str) -> None:
-    path, content = cache.folder / name, bytearray((cache.folder / name).read_bytes())
-    if kind == "gone":
-        path.unlink()
-    elif kind == "cut":
-        path.write_bytes(content[:-1])
-    elif kind == "head":
-        path.write_bytes(b"\0" * len(content))
-    else:
-        content[-1 if kind == "bit" else content.index(b"descr") + 10] ^= 1
-        path.write_bytes(content)
-
-
-@pytest.mark.parametrize("name", ["tokens.npy", "labels.npy"])
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [("gone", "is missing or was cut"), ("cut", "is missing or was cut"), ("head", "is no array: remove")],
-)
-def test_a_damaged_cache_is_not_opened(
-    name: str, kind: str, message: str, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    _damage(_make(tmp_path, tokenizer), name, kind)
-    with pytest.raises(ValueError, match=f"{name} {message}"):
-        open_cache(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["tokens.npy", "labels.npy"])
-def test_a_changed_bit_is_found_by_the_full_check(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    cache = _make(tmp_path, tokenizer)
-    _damage(cache, name, "bit")
-    open_cache(tmp_path)
-    for call in (cache.check, lambda: _make(tmp_path, tokenizer)):
-        with pytest.raises(ValueError, match=f"{name} was changed or damaged: its SHA-256 is not"):
-            call()
-
-
-def test_an_array_of_another_shape(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    cache = _make(tmp_path, tokenizer)
-    head = (tmp_path / "tokens.npy").read_bytes()
-    assert head.count(b"(3, 7, 30)") == 1
-    (tmp_path / "tokens.npy").write_bytes(head.replace(b"(3, 7, 30)", b"(7, 3, 30)"))
-    with pytest.raises(ValueError, match=r"holds uint16 \(7, 3, 30\), not uint16 \(3, 7, 30\)"):
-        open_cache(cache.folder)

@@ -20,7 +20,6 @@ from nextscale.checkpoint import read_tensors
 from nextscale.train.logs import read_log
 from nextscale.train.prior_task import PriorTask
 from nextscale.train.progress import Progress
-from nextscale.train.run_folder import claimed_folder
 from nextscale.train.settings import LoopSettings, PriorRun, TokenizerRun
 from nextscale.train.step import add_gradients, split_batch
 from nextscale.train.stopping import Stopped
@@ -275,49 +274,3 @@ def test_larger_or_smaller_may_be_better() -> None:
     assert first.after_look(1.0, larger_is_better=True).looks_since_best == 1
     assert first.after_look(1.0, larger_is_better=False).best_score == 1.0
     assert first.after_look(2.0, larger_is_better=False).looks_since_best == 1
-
-
-# the folder
-
-
-def test_two_processes_cannot_train_in_one_folder(home: Path, tmp_path: Path) -> None:
-    run = tiny_run("prior", home)
-    description = run.model_dump(mode="json")
-    del description["data"]["on_bad_image"]
-    with (
-        claimed_folder(tmp_path / "run", description),
-        pytest.raises(ValueError, match="another process trains in"),
-    ):
-        train_quietly(run, tmp_path / "run")
-
-
-def test_what_interrupted_writes_left_is_swept_away(home: Path, tmp_path: Path) -> None:
-    run, folder = tiny_run("prior", home, num_steps=1), tmp_path / "run"
-    train_quietly(run, folder)
-    half = folder / "checkpoints" / ".step-00000004.abc"
-    half.mkdir(parents=True)
-    (half / "module.safetensors").write_bytes(b"half")
-    (folder / ".run.json.xyz").write_bytes(b"{")
-    train_quietly(run, folder)
-    assert [item.name for item in folder.rglob(".*")] == [".lock"]
-
-
-def test_a_disk_that_is_full_ends_the_run_and_keeps_what_was_saved(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, folder = tiny_run("prior", home), tmp_path / "run"
-    from nextscale import checkpoint
-
-    write_tensors = checkpoint.write_tensors
-
-    def full(path: Path, tensors: Any) -> None:
-        if "step-00000008" in str(path):
-            raise OSError(28, "No space left on device", str(path))
-        write_tensors(path, tensors)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_tensors", full)
-        with pytest.raises(OSError, match="No space left on device"):
-            train_quietly(run, folder)
-    assert [item.name for item in (folder / "checkpoints").iterdir()] == ["step-00000004"]
-    assert "going on after step 4 of 12" in train_quietly(run, folder)[1]
