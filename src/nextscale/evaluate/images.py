@@ -2,7 +2,8 @@
 
 Letters: B batch, H W pixels, L tokens of all scales.
 Special here: all of them give uint8 images by number, so that any process can work on any part; image i of a
-model has seed ``first_seed + i``, whichever process makes it and in whatever batch. No image is written in between.
+model has seed ``first_seed + i``, whichever process makes it and in whatever batch. Nothing is written in
+between.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from nextscale.data.loader import chosen_indices
 from nextscale.data.sources import BadImageError, Source, Subset
 from nextscale.data.transforms import read_image, resize_and_crop
 from nextscale.evaluate.reconstruction import psnr
+from nextscale.features.perceptual import PerceptualDistance
 from nextscale.generate.generator import Generator
 from nextscale.pixels import to_model, to_uint8
 from nextscale.tokenizer.model import Tokenizer
@@ -34,7 +36,7 @@ class Images(Protocol):
     class_names: tuple[str, ...] | None
 
     def read(self, indices: range) -> tuple[numpy.ndarray, Extras]:
-        """Some images in a row, uint8 (B, H, W, 3), and what else is known of each: arrays (B, ...) by name."""
+        """Some images in a row, uint8 (B, H, W, 3), and what else is known of each: arrays by name."""
         ...
 
 
@@ -47,7 +49,9 @@ class Samples:
         self.generator, self.count, self.first_seed, self.sampling = generator, count, first_seed, sampling
         self.class_names: tuple[str, ...] | None = generator.class_names
         self.image_size = generator.tokenizer.image_size
-        self.labels: numpy.ndarray | None = numpy.arange(count, dtype=numpy.int64) % len(generator.class_names)
+        self.labels: numpy.ndarray | None = numpy.arange(count, dtype=numpy.int64) % len(
+            generator.class_names
+        )
 
     def read(self, indices: range) -> tuple[numpy.ndarray, Extras]:
         assert self.labels is not None
@@ -61,7 +65,7 @@ class SourceImages:
 
     Args:
         source: images.
-        size: (H, W) to which every image is resized and cropped; None: they must all have the size of the first.
+        size: (H, W) to which every image is resized and cropped; None: all must have the size of the first.
         limit: images at most, spread over the source.
     """
 
@@ -103,8 +107,11 @@ class SourceImages:
 class Reconstructions:
     """What a tokenizer makes of images, with ``psnr``, ``ssim``, ``tokens`` and the ``original`` of each."""
 
-    def __init__(self, tokenizer: Tokenizer, originals: SourceImages) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, originals: SourceImages, *, perceptual: PerceptualDistance | None = None
+    ) -> None:
         self.tokenizer, self.originals, self.count = tokenizer, originals, originals.count
+        self.perceptual = perceptual
         self.image_size = tokenizer.image_size
         self.labels, self.class_names = originals.labels, originals.class_names
 
@@ -115,7 +122,11 @@ class Reconstructions:
         tokens_BL = self.tokenizer.encode(to_model(originals).to(device))
         decoded = to_uint8(self.tokenizer.decode(tokens_BL))
         tokens = tokens_BL.cpu().numpy()
-        return decoded, {"psnr": psnr(originals, decoded), "tokens": tokens, "original": originals}
+        extras = {"psnr": psnr(originals, decoded), "tokens": tokens, "original": originals}
+        if self.perceptual is not None:
+            distances = self.perceptual(to_model(decoded).to(device), to_model(originals).to(device))
+            extras["lpips"] = distances.cpu().numpy()
+        return decoded, extras
 
 
 def share_of_jpegs(source: Source) -> float:

@@ -55,7 +55,8 @@ class Looker:
         rows |= {name: seen[name].cpu().numpy() for name in _KEPT_OUTPUTS if name in seen}
         if self.classifier is not None:
             assert self.images.labels is not None
-            guesses = self.classifier.assign(to_model(pixels)).cpu().numpy()
+            device = next(self.classifier.parameters()).device
+            guesses = self.classifier.assign(to_model(pixels).to(device)).cpu().numpy()
             rows["agreed"] = (guesses == self.images.labels[indices.start : indices.stop]).astype(numpy.uint8)
         shown = max(0, min(self.num_shown - indices.start, len(indices)))
         pictures = pixels if original is None else numpy.concatenate([original, pixels], axis=2)
@@ -115,7 +116,7 @@ def _joined(parts: list[Rows]) -> Rows:
 
 def _write_part(file: Path, rows: Rows) -> None:
     buffer = io.BytesIO()
-    numpy.savez(buffer, **rows)
+    numpy.savez(buffer, **rows)  # type: ignore[arg-type]  # its stubs take an array for allow_pickle
     checkpoint.write_file(file, buffer.getvalue())
 
 
@@ -129,12 +130,14 @@ def _read_part(file: Path) -> Rows | None:
 
 
 def _gathered(mine: dict[int, Rows], count: int, ranks: Distributed) -> Rows:
-    """The rows of all processes in order: each adds its own to zeros, and the sum is what all of them have."""
+    """The rows of all processes in order: each adds its own to zeros, and all of them have the sum."""
     if ranks.world_size == 1:
         return _joined([mine[start] for start in sorted(mine)])
     own = {name: (str(v.dtype), v.shape[1:]) for name, v in next(iter(mine.values()), {}).items()}
     layout = next(found for found in map(json.loads, ranks.gather(json.dumps(own))) if found)
-    most = [max((len(rows["shown"]) + start for start, rows in mine.items() if len(rows["shown"])), default=0)]
+    most = [
+        max((len(rows["shown"]) + start for start, rows in mine.items() if len(rows["shown"])), default=0)
+    ]
     num_shown = max(json.loads(text)[0] for text in ranks.gather(json.dumps(most)))
     whole = {
         name: numpy.zeros((num_shown if name == "shown" else count, *shape), dtype)
@@ -193,4 +196,3 @@ def _reduced_if_any(moments: Moments | None, ranks: Distributed) -> Moments | No
     """The moments of all processes, of which some may have had no image and know of no such features."""
     width = max(int(text) for text in ranks.gather(str(0 if moments is None else len(moments.mean_D))))
     return (moments or Moments(width)).reduced(ranks) if width else None
-

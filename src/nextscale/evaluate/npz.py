@@ -45,11 +45,13 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, numpy.ndarray]:
         with numpy.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names}
     except _DAMAGE as error:
-        raise ValueError(f"{path} cannot be read ({error}): it is damaged, or holds pickled objects") from error
+        raise ValueError(
+            f"{path} cannot be read ({error}): it is damaged, or holds pickled objects"
+        ) from error
 
 
 class NpzImages:
-    """Images uint8 (N, H, W, 3) under ``arr_0``, and labels under ``arr_1`` where there are some, read in order.
+    """Images uint8 (N, H, W, 3) under ``arr_0``, and labels under ``arr_1`` where there are some.
 
     Raises:
         ValueError: no such arrays, another type or shape, or pickled objects.
@@ -67,7 +69,9 @@ class NpzImages:
         self._archive = zipfile.ZipFile(path)
         self._file, shape, dtype = self._open()
         if dtype.hasobject:
-            raise ValueError(f"{path}: {IMAGES} holds pickled objects, which are never loaded: expected {_EXPECTED}")
+            raise ValueError(
+                f"{path}: {IMAGES} holds pickled objects, which are never loaded: expected {_EXPECTED}"
+            )
         if dtype != numpy.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise ValueError(
                 f"{path}: {IMAGES} is {dtype} {shape}: expected uint8 (N, H, W, 3), rounded to 0..255"
@@ -82,7 +86,9 @@ class NpzImages:
             file = self._archive.open(f"{IMAGES}.npy")
             version = numpy.lib.format.read_magic(file)
             read = numpy.lib.format.read_array_header_1_0
-            shape, fortran, dtype = (read if version == (1, 0) else numpy.lib.format.read_array_header_2_0)(file)
+            shape, fortran, dtype = (read if version == (1, 0) else numpy.lib.format.read_array_header_2_0)(
+                file
+            )
         except _DAMAGE as error:
             raise ValueError(f"{self.path}: {IMAGES} cannot be read ({error})") from error
         if fortran:
@@ -93,7 +99,8 @@ class NpzImages:
         labels = read_arrays(self.path, [LABELS])[LABELS]
         if labels.shape != (self.count,) or labels.dtype.kind not in "iu":
             raise ValueError(
-                f"{self.path}: {LABELS} is {labels.dtype} {labels.shape}: expected whole numbers ({self.count},)"
+                f"{self.path}: {LABELS} is {labels.dtype} {labels.shape}: expected whole numbers, {self.count} "
+                "of them"
             )
         return labels.astype(numpy.int64)
 
@@ -106,7 +113,9 @@ class NpzImages:
             pixels = numpy.empty(shape, numpy.uint8)
             size = self._file.readinto(pixels.data.cast("B"))  # type: ignore[attr-defined]
         except _DAMAGE as error:
-            raise ValueError(f"{self.path}: images from {indices.start} on cannot be read ({error})") from error
+            raise ValueError(
+                f"{self.path}: images from {indices.start} on cannot be read ({error})"
+            ) from error
         if size < len(indices) * row:
             raise ValueError(f"{self.path} ends after {indices.start + size // row} of {self.count} images")
         return pixels, {}

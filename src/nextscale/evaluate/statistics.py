@@ -3,8 +3,8 @@
 Letters: N images, n kept images, D features.
 Special here: a reference says what it is (training or validation images, of which source, how prepared, seen
 by which network), and what is not known of it is said to be unknown. Files are ``.npz`` without
-pickles: ``mu`` and ``sigma`` as other tools expect them, the record as JSON, features of some images, and a digest
-over all of it.
+pickles: ``mu`` and ``sigma`` as other tools expect them, the record as JSON, features of some images, and a
+digest over all of it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def write_reference(path: Path, reference: Reference) -> None:
     """Write a file of statistics, whole or not at all."""
     arrays = _arrays(reference)
     with checkpoint.new_file(path) as file:
-        numpy.savez(file, **arrays, digest=numpy.array(_digest(arrays)))
+        arrays = arrays | {"digest": numpy.array(_digest(arrays))}
+        numpy.savez(file, **arrays)  # type: ignore[arg-type]  # its stubs take an array for allow_pickle
 
 
 def _arrays(reference: Reference) -> dict[str, numpy.ndarray]:
@@ -118,7 +119,8 @@ def read_statistics(path: Path, *, kind: Kind | None) -> Reference:
         raise ValueError(f"{path}: its record is not understood: {' '.join(str(error).split())}") from error
     if kind is not None and kind != record.kind:
         raise ValueError(
-            f"{path} holds statistics of {record.kind} images, not of {kind} images: leave out --reference-kind"
+            f"{path} holds statistics of {record.kind} images, not of {kind} images: leave out "
+            "--reference-kind"
         )
     count = int(arrays["count"])
     kept = torch.from_numpy(arrays["features"]) if "features" in arrays else None
@@ -136,7 +138,8 @@ def _read_published(path: Path, *, kind: Kind | None) -> Reference:
         )
     if arrays["mu"].shape != (_INCEPTION_DIM,):
         raise ValueError(
-            f"{path}: mu is {arrays['mu'].shape}: expected ({_INCEPTION_DIM},), or a file by nextscale statistics"
+            f"{path}: mu is {arrays['mu'].shape}: expected ({_INCEPTION_DIM},), or a file that nextscale "
+            "statistics wrote"
         )
     record = ReferenceRecord(
         kind=kind, source=str(path), count=None, image_size=None, features="inception", metric="FID",
@@ -146,9 +149,7 @@ def _read_published(path: Path, *, kind: Kind | None) -> Reference:
     return Reference(record, _moments(arrays, _PUBLISHED, 2, path), spatial)
 
 
-def _moments(
-    arrays: Mapping[str, numpy.ndarray], names: tuple[str, str], count: int, path: Path
-) -> Moments:
+def _moments(arrays: Mapping[str, numpy.ndarray], names: tuple[str, str], count: int, path: Path) -> Moments:
     """Where a file does not say how many images there were, any ``count`` gives the same distance."""
     mean, covariance = (torch.from_numpy(numpy.asarray(arrays[name], numpy.float64)) for name in names)
     try:
@@ -159,12 +160,12 @@ def _moments(
         raise ValueError(f"{path}: {error}") from error
 
 
-def check_kind(reference: Reference, expected: Kind, *, scored: str) -> None:
+def check_kind(given: Kind, expected: Kind, *, source: str, scored: str) -> None:
     """Raise ValueError unless a reference is of the kind that such scores are held against."""
-    if reference.record.kind != expected:
+    if given != expected:
         raise ValueError(
-            f"{reference.record.source} are {reference.record.kind} images, but {scored} are scored against "
-            f"{expected} images, as published figures are: give those, or --any-reference to do it anyway"
+            f"{source} stands for {given} images, but {scored} are scored against {expected} images, as "
+            "published figures are: give those, or --any-reference to do it anyway"
         )
 
 

@@ -6,8 +6,7 @@ import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nextscale.generate.settings import SamplingSettings
 
@@ -94,7 +93,7 @@ def check_plots() -> None:
         raise ValueError("a sweep draws a plot with matplotlib: pip install 'nextscale[eval]'") from error
 
 
-def draw_sweep(points: Sequence[Point], results: Sequence[Mapping[str, Any]], picture: Path) -> None:
+def draw_sweep(points: Sequence[Point], results: Sequence[Mapping[str, Any]], picture: IO[bytes]) -> None:
     """One small plot per score over the first swept setting, a line per combination of the others."""
     import matplotlib
 
@@ -123,7 +122,7 @@ def draw_sweep(points: Sequence[Point], results: Sequence[Mapping[str, Any]], pi
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
-    figure.savefig(picture, dpi=110)
+    figure.savefig(picture, dpi=110, format="png")
     plt.close(figure)
 
 
