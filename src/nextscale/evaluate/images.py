@@ -17,7 +17,7 @@ import torch
 from nextscale.data.loader import chosen_indices
 from nextscale.data.sources import BadImageError, Source, Subset
 from nextscale.data.transforms import read_image, resize_and_crop
-from nextscale.evaluate.reconstruction import psnr
+from nextscale.evaluate.similarity import SSIM_WINDOW, psnr, ssim
 from nextscale.features.perceptual import PerceptualDistance
 from nextscale.generate.generator import Generator
 from nextscale.pixels import to_model, to_uint8
@@ -123,6 +123,8 @@ class Reconstructions:
         decoded = to_uint8(self.tokenizer.decode(tokens_BL))
         tokens = tokens_BL.cpu().numpy()
         extras = {"psnr": psnr(originals, decoded), "tokens": tokens, "original": originals}
+        if min(self.image_size) >= SSIM_WINDOW:
+            extras["ssim"] = ssim(originals, decoded)
         if self.perceptual is not None:
             distances = self.perceptual(to_model(decoded).to(device), to_model(originals).to(device))
             extras["lpips"] = distances.cpu().numpy()

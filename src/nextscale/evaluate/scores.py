@@ -68,7 +68,7 @@ def reconstruction_means(rows: Rows, tokenizer: Tokenizer) -> dict[str, float]:
     """Means over the images of what was measured of each pair, and the codes used per scale."""
     usage = CodeUsage(tokenizer.schedule, tokenizer.settings.quantizer.vocab_size)
     usage.add(torch.from_numpy(rows["tokens"]))
-    pairs = [name for name in ("psnr", "ssim", "lpips") if name in rows]
+    pairs: list[str] = [name for name in ("psnr", "ssim", "lpips") if name in rows]
     means = {name: float(rows[name].mean()) for name in pairs}
     means |= {f"codes_used_{scale}": float(number) for scale, number in enumerate(usage.used())}
     return means | {f"usage_{scale}": share for scale, share in enumerate(usage.shares())}
