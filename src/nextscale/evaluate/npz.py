@@ -99,8 +99,7 @@ class NpzImages:
         labels = read_arrays(self.path, [LABELS])[LABELS]
         if labels.shape != (self.count,) or labels.dtype.kind not in "iu":
             raise ValueError(
-                f"{self.path}: {LABELS} is {labels.dtype} {labels.shape}: expected {self.count} whole "
-                "numbers"
+                f"{self.path}: {LABELS} is {labels.dtype} {labels.shape}: expected {self.count} whole numbers"
             )
         return labels.astype(numpy.int64)
 
