@@ -159,8 +159,12 @@ def _add_sample(add: AddCommand) -> None:
     )
     sample.add_argument("--batch", type=int, default=50, help="images at a time (default: 50)")
     sample.add_argument("--png", action="store_true", help="write every image as a PNG too")
-    sample.add_argument("--npz", action="store_true", help="write samples.npz too (arr_0: uint8 N, H, W, 3)")
-    sample.add_argument("--out", default="samples", help="new folder to write (default: samples)")
+    sample.add_argument("--npz", action="store_true", help="write samples.npz too, as an .npz for --out")
+    sample.add_argument(
+        "--out",
+        default="samples",
+        help="new folder to write (default: samples), or an .npz of all images (arr_0: uint8 N, H, W, 3)",
+    )
     sample.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
 
 
