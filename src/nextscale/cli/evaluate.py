@@ -11,7 +11,7 @@ from nextscale.distributed import joined
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Score, and print the scores as JSON."""
-    for name, least in (("num_samples", 0), ("limit", 1), ("batch", 1), ("seed", 0)):
+    for name, least in (("num_samples", 0), ("limit", 1), ("batch", 1), ("seed", 0), ("resamples", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be at least {least}")

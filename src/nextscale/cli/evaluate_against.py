@@ -17,12 +17,13 @@ from nextscale.cli.references import Opened, open_reference
 from nextscale.cli.subjects import Subject, find_classifier, open_subject, samples_of
 from nextscale.distributed import Distributed
 from nextscale.evaluate.images import Samples
+from nextscale.evaluate.scores import singular_warnings
 from nextscale.evaluate.scoring import Scorer
 from nextscale.evaluate.statistics import check_kind
 from nextscale.evaluate.sweep import Point, check_plots, draw_sweep, parse_sweeps, point_name, table
 from nextscale.train.run_folder import claimed_by_first
 
-_BATCH = 50
+_BATCH, _RESAMPLES = 50, 200
 
 
 def run(options: argparse.Namespace, ranks: Distributed) -> None:
@@ -41,9 +42,12 @@ def run(options: argparse.Namespace, ranks: Distributed) -> None:
             about = {**subject.description, "reference": opened.description, "sweep": options.sweep}
             hold.enter_context(claimed_by_first(out, about, ranks))
         reference = opened.finish(ranks, keep=out and out / "reference.npz")
-        scorer = Scorer(opened.extractor, reference, classifier, options.batch or _BATCH, ranks, True)
+        scorer = Scorer(
+            opened.extractor, reference, classifier, batch=options.batch or _BATCH, ranks=ranks,
+            num_resamples=_RESAMPLES if options.resamples is None else options.resamples, progress=True,
+        )  # fmt: skip
         if ranks.is_first:
-            for warning in subject.warnings:
+            for warning in (*subject.warnings, *singular_warnings(subject.images.count, reference)):
                 sys.stderr.write(f"nextscale: warning: {warning}\n")
         if points:
             assert out is not None

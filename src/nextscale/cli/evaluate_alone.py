@@ -26,7 +26,7 @@ from nextscale.pixels import enlarge, grid
 _GRID_PER_CLASS = 10
 _WITH_REFERENCE = (
     "reference_kind", "any_reference", "features", "weights", "protocol", "sweep", "lpips_weights",
-    "lpips_heads",
+    "lpips_heads", "resamples",
 )  # fmt: skip
 
 

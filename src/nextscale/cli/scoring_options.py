@@ -35,6 +35,9 @@ def add_evaluate_options(evaluate: argparse.ArgumentParser) -> None:
         "--seed", type=int, help="seed of the first sample; the others count on (default: 0)"
     )
     evaluate.add_argument("--batch", type=int, help="images at a time (default: 50)")
+    evaluate.add_argument(
+        "--resamples", type=int, help="draws behind the interval of a distance, 0 for none (default: 200)"
+    )
     evaluate.add_argument("--lpips-weights", metavar="FILE", help="VGG16 for LPIPS of reconstructions")
     evaluate.add_argument("--lpips-heads", metavar="FILE", help="LPIPS weights per channel of it")
     evaluate.add_argument(

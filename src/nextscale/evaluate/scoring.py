@@ -18,9 +18,14 @@ from PIL import Image
 
 from nextscale import checkpoint
 from nextscale.distributed import Distributed
-from nextscale.evaluate.images import Images, Reconstructions, Samples
+from nextscale.evaluate.images import Images, Reconstructions, Samples, SourceImages
 from nextscale.evaluate.measure import Looker, Rows, measure
-from nextscale.evaluate.scores import distribution_scores, reconstruction_means
+from nextscale.evaluate.scores import (
+    frechet_score,
+    reconstruction_means,
+    sample_scores,
+    singular_warnings,
+)
 from nextscale.evaluate.statistics import Reference, versions
 from nextscale.features.classifier import Classifier
 from nextscale.features.extractor import Extractor
@@ -40,6 +45,7 @@ class Scorer:
     classifier: Classifier | None  #: None: no agreement of classes
     batch: int
     ranks: Distributed
+    num_resamples: int  #: of the interval of a Fréchet distance; 0: none
     progress: bool
 
     def __call__(
@@ -87,17 +93,24 @@ class Scorer:
 
     def _result(self, rows: Rows, images: Images, description: Mapping[str, Any]) -> dict[str, Any]:
         result = dict(description)
-        reconstructed = isinstance(images, Reconstructions)
-        result["scores"], warnings = distribution_scores(rows, self.reference, reconstructed=reconstructed)
         if isinstance(images, Reconstructions):
+            distance = frechet_score(rows, self.reference, num_resamples=self.num_resamples)
+            result["scores"] = {f"r{self.reference.record.metric}": distance}
             result["reconstruction"] = reconstruction_means(rows, images.tokenizer)
+        else:
+            result["scores"] = sample_scores(
+                rows, self.reference, num_resamples=self.num_resamples,
+                sorted_by_class=isinstance(images, SourceImages),
+            )  # fmt: skip
         if "agreed" in rows:
             assert images.labels is not None and images.class_names is not None
             result |= agreement(rows["agreed"], images.labels, images.class_names)
         record = self.reference.record.model_dump(mode="json")
         return result | {
             "reference": record, "features_digest": self.extractor.digest, "versions": versions(),
-            "warnings": [*description.get("warnings", ()), *warnings],
+            "warnings": [
+                *description.get("warnings", ()), *singular_warnings(images.count, self.reference)
+            ],
         }  # fmt: skip
 
 

@@ -81,8 +81,10 @@ def table(points: Sequence[Point], results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(score: Mapping[str, Any]) -> str:
-    text = f"{score['value']:.5g}"
-    return f"{text} ({score['low']:.5g} to {score['high']:.5g})" if "low" in score else text
+    text = f"{score['value']:.4g}"
+    if "std" in score:
+        return f"{text} ± {score['std']:.2g}"
+    return f"{text} ({score['low']:.4g} to {score['high']:.4g})" if "low" in score else text
 
 
 def check_plots() -> None:
