@@ -40,6 +40,7 @@ def run(options: argparse.Namespace, ranks: Distributed) -> None:
     with ExitStack() as hold:
         if out is not None:
             about = {**subject.description, "reference": opened.description, "sweep": options.sweep}
+            about |= {"resamples": options.resamples, "class_agreement": options.class_agreement}
             hold.enter_context(claimed_by_first(out, about, ranks))
         reference = opened.finish(ranks, keep=out and out / "reference.npz")
         scorer = Scorer(
@@ -107,15 +108,9 @@ def _swept(subject: Subject, points: Sequence[Point]) -> list[Subject]:
     if not isinstance(given, Samples):
         raise ValueError("--sweep goes through settings of sampling: give a model, and no --data")
     return [
-        samples_of(
-            Samples(
-                given.generator, count=given.count, first_seed=given.first_seed,
-                sampling={**given.sampling, **point},
-            ),
-            subject.description["model"],
-        )
+        replace(samples_of(given.with_sampling(point), subject.description["model"]), warnings=subject.warnings)
         for point in points
-    ]  # fmt: skip
+    ]
 
 
 def _sweep(scorer: Scorer, points: Sequence[Point], subjects: Sequence[Subject], out: Path) -> None:

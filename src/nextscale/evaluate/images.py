@@ -53,6 +53,11 @@ class Samples:
             generator.class_names
         )
 
+    def with_sampling(self, changes: Mapping[str, Any]) -> Samples:
+        """The same labels and seeds, sampled otherwise."""
+        sampling = {**self.sampling, **changes}
+        return Samples(self.generator, count=self.count, first_seed=self.first_seed, sampling=sampling)
+
     def read(self, indices: range) -> tuple[numpy.ndarray, Extras]:
         assert self.labels is not None
         seeds = range(self.first_seed + indices.start, self.first_seed + indices.stop)
