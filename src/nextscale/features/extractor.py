@@ -2,8 +2,8 @@
 
 Letters: B batch, H W pixels, D features, K classes.
 Special here: a score is comparable only where network, weights and resizing are the same, so an extractor
-carries the name of its metric and the digest of its weights, which belong beside every number; and it computes
-in plain float32, whatever surrounds it (GPUs would round convolutions to TF32).
+carries the name of its metric and the digest of its weights, which belong beside every number; and it
+computes in plain float32, whatever surrounds it (GPUs would round convolutions to TF32).
 """
 
 from __future__ import annotations
