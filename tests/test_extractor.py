@@ -59,5 +59,5 @@ def test_what_is_refused() -> None:
         extractor(pictures() / 255)
     with pytest.raises(ValueError, match="cifar is the bundled classifier: leave them out"):
         load_extractor("cifar", "some.pth")
-    with pytest.raises(ValueError, match="no extractor 'vgg'"):
+    with pytest.raises(ValueError, match="no extractor 'vgg': expected inception, dinov2 or cifar"):
         load_extractor("vgg")  # type: ignore[arg-type]

@@ -19,10 +19,12 @@ from torch import Tensor
 from nextscale import checkpoint
 from nextscale.distributed import place
 from nextscale.features.classifier import BUNDLED_CLASSIFIER, load_classifier
+from nextscale.features.dinov2 import load_dinov2
 from nextscale.features.inception import POOL_DIM, load_inception
 from nextscale.features.weights import weights_digest
 
 ExtractorName = Literal["inception", "dinov2", "cifar"]
+_DINOV2_NAMES = {384: "FD-DINOv2-S", 768: "FD-DINOv2-B", 1024: "FD-DINOv2"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ def load_extractor(
       counts as it is: its mirror image is not looked at, or a generator that mirrors half of its images would
       pass unseen.
     - ``inception``: the network of FID with its published weights, see `nextscale.features.inception`.
+    - ``dinov2``: ViT-L/14 for FD-DINOv2 (Stein et al. 2023, arXiv 2306.04675); with ViT-S or ViT-B the name
+      says so, since these distances are others.
 
     Args:
         name: which network.
@@ -89,10 +93,16 @@ def load_extractor(
         if weights is not None:
             raise ValueError(f"weights {weights} given, but cifar is the bundled classifier: leave them out")
         return _cifar(device)
+    purpose = f"weights of {name}"
     if name == "inception":
-        digest = weights_digest(weights or "", purpose="weights of inception")
+        digest = weights_digest(weights or "", purpose=purpose)
         return Extractor("FID", POOL_DIM, digest, None, device, place(load_inception(weights or ""), device))
-    raise ValueError(f"no extractor {name!r}: expected cifar or inception")
+    if name == "dinov2":
+        digest = weights_digest(weights or "", purpose=purpose)
+        network = place(load_dinov2(weights or ""), device)
+        metric_name = _DINOV2_NAMES.get(network.dim, f"FD-DINOv2-{network.dim}")
+        return Extractor(metric_name, network.dim, digest, None, device, network)
+    raise ValueError(f"no extractor {name!r}: expected inception, dinov2 or cifar")
 
 
 def _cifar(device: torch.device) -> Extractor:
