@@ -110,7 +110,9 @@ def test_images_in_the_order_of_their_classes_are_mixed_before_they_are_split(
 def test_few_images_are_warned_of() -> None:
     reference = reference_of(ArrayImages(5), mean_colors())
     assert singular_warnings(4, reference) == []
-    assert singular_warnings(DIM, reference)[0].startswith("3 images for 3 features: the covariance is singular")
+    assert singular_warnings(DIM, reference)[0].startswith(
+        "3 images for 3 features: the covariance is singular"
+    )
     few = reference_of(ArrayImages(3), mean_colors())
     assert singular_warnings(9, few)[0].startswith("3 reference images for 3 features")
 
@@ -121,9 +123,7 @@ def test_too_few_images_and_features_that_are_no_numbers() -> None:
     with pytest.raises(ValueError, match="1 images have no covariance: give at least 2"):
         sample_scores(rows, reference, num_resamples=0, sorted_by_class=False)
     with pytest.raises(ValueError, match="hold NaN or infinity"):
-        sample_scores(
-            _measure(ArrayImages(9), nan=True), reference, num_resamples=0, sorted_by_class=False
-        )
+        sample_scores(_measure(ArrayImages(9), nan=True), reference, num_resamples=0, sorted_by_class=False)
     with pytest.raises(ValueError, match="hold NaN or infinity"):
         reference_of(ArrayImages(9), mean_colors(nan=True))
     with pytest.raises(ValueError, match="at least 2 samples"):
@@ -133,9 +133,7 @@ def test_too_few_images_and_features_that_are_no_numbers() -> None:
 def test_a_finished_folder_is_read_and_a_result_names_all_that_it_depends_on(tmp_path: Path) -> None:
     images = ArrayImages(40)
     reference = reference_of(ArrayImages(50, seed=1), mean_colors())
-    scorer = Scorer(
-        mean_colors(), reference, None, batch=16, ranks=ALONE, num_resamples=5, progress=False
-    )
+    scorer = Scorer(mean_colors(), reference, None, batch=16, ranks=ALONE, num_resamples=5, progress=False)
     result = scorer(images, description={"scored": "images", "warnings": ["w"]}, folder=tmp_path / "out")
     assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["images.png", "scores.json"]
     assert result["reference"]["kind"] == "training" and result["reference"]["count"] == 50
