@@ -1,7 +1,7 @@
 """DINOv2 vision transformers with patches of 14 pixels (Oquab et al. 2023, arXiv 2304.07193): ViT-S, -B, -L.
 
 Letters: B batch, C channels, H W pixels, h w patches, T tokens (the class token, then the patches), D width,
-N heads, E width of a head.
+N heads, E width of a head, s pixels along a side of the result.
 Special here: names are those of the published files, ``dinov2_vits14_pretrain.pth`` and so on; sizes follow
 from the tensors. ViT-g (gated MLP) and the variants with registers have other tensors and are refused.
 """
@@ -108,8 +108,8 @@ def resize_as_pillow(pixels_BCHW: Tensor, side: int) -> Tensor:
     """Bicubic resizing to a square, smoothed where images shrink: uint8 (B, C, H, W) to float64 (B, C, side,
     side), whole numbers in [0, 255].
 
-    Pillow's numbers, which published distances were made with: columns, then rows, each pass in fixed point and
-    rounded. Other roundings give another level to up to 2 % of the pixels of smooth images.
+    Pillow's numbers, which published distances were made with: columns, then rows, each pass in fixed point
+    and rounded. Other roundings give another level to up to 2 % of the pixels of smooth images.
     """
     one = 2**_FIXED_POINT_BITS
     images_BCHW = pixels_BCHW.double()
