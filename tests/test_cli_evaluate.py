@@ -1,4 +1,4 @@
-"""``nextscale evaluate`` against references: samples, reconstructions, images; protocols, sweeps, going on."""
+"""``nextscale evaluate`` against references: samples, reconstructions, images, protocols, sweeps."""
 
 from __future__ import annotations
 
@@ -192,7 +192,8 @@ def test_a_folder_is_finished_once_and_goes_on_where_it_was_killed(
 
 
 def test_a_sweep(here: Path, capsys: Capture) -> None:
-    line = f"evaluate model --num-samples 4 --reference train.npz --sweep guidance=0:2:2 --sweep top_k=1,9 --out s {QUICK}"
+    sweeps = "--sweep guidance=0:2:2 --sweep top_k=1,9"
+    line = f"evaluate model --num-samples 4 --reference train.npz {sweeps} --out s {QUICK}"
     assert main(line.split()) == 0
     out = capsys.readouterr().out
     assert out.startswith("| guidance | top_k | FD-CIFAR |") and out.endswith("4 points: s/sweep.png\n")

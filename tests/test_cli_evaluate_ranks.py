@@ -25,7 +25,18 @@ def test_two_processes_score_as_one(here: Path, capsys: pytest.CaptureFixture[st
     line = "model --num-samples 300 --resamples 5 --reference train --reference-kind training"
     capsys.readouterr()
     alone, _ = evaluate(f"{line} --out one", capsys)
-    command = ["-m", "nextscale.cli", "evaluate", *line.split(), "--batch", "64", "--out", "two", "--device", "cpu"]
+    command = [
+        "-m",
+        "nextscale.cli",
+        "evaluate",
+        *line.split(),
+        "--batch",
+        "64",
+        "--out",
+        "two",
+        "--device",
+        "cpu",
+    ]
     (code, out, err), (other_code, other_out, _) = finish(start(command))
     assert (code, other_code, other_out) == (0, 0, ""), err
     together = json.loads(out)

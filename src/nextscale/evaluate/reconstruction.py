@@ -56,7 +56,7 @@ def reconstruction_scores(
 ) -> dict[str, float]:  # fmt: skip
     """Over center crops of a source: means of the images' PSNR in dB, SSIM (left out where images are smaller
     than its window) and LPIPS (with its network), with an extractor the Fréchet distance of the
-    reconstructions from the originals under its name, and per scale the codes used and their share.
+    reconstructions from the originals (rFID, rFD-CIFAR and so on), and per scale the codes used and their share.
 
     Args:
         tokenizer: in evaluation mode.
@@ -94,6 +94,6 @@ def reconstruction_scores(
                 side.add(extractor(images)["pool"])
     scores = {name: float(numpy.concatenate(parts).mean()) for name, parts in values.items() if parts}
     if extractor and moments:
-        scores[extractor.metric_name] = frechet_distance(*moments)
+        scores[f"r{extractor.metric_name}"] = frechet_distance(*moments)
     scores |= {f"codes_used_{scale}": float(number) for scale, number in enumerate(usage.used())}
     return scores | {f"usage_{scale}": share for scale, share in enumerate(usage.shares())}
