@@ -56,12 +56,13 @@ def test_help_is_instant() -> None:
     assert min(seconds) < 0.5
     assert all(
         f"\n    {name} " in result.stdout
-        for name in ("demo", "train", "tokenize", "sample", "evaluate", "convert")
+        for name in ("demo", "train", "tokenize", "sample", "evaluate", "convert", "statistics")
     )
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "data", "train", "tokenize", "sample", "reconstruct", "convert", "evaluate"]
+    "command",
+    ["demo", "data", "train", "tokenize", "sample", "reconstruct", "convert", "evaluate", "statistics"],
 )
 def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
