@@ -11,7 +11,7 @@ from nextscale.features.settings import ClassifierSettings, PerceptualSettings
 from nextscale.generate.settings import SamplingSettings
 from nextscale.prior.settings import PriorSettings
 from nextscale.scales import ScaleSchedule
-from nextscale.tokenizer.settings import TokenizerSettings
+from nextscale.tokenizer.settings import QuantizerSettings, TokenizerSettings
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -165,12 +165,31 @@ class TokenizerRun(BaseModel):
 
     @model_validator(mode="after")
     def _check_scales(self) -> TokenizerRun:
+        _check_phis(self.tokenizer.quantizer, self.schedule, init=self.init)
         if self.codes.scale_dropout and self.schedule.num_scales == 1:
             raise ValueError(
                 "codes.scale_dropout stops samples at an earlier scale, but the schedule has one scale only: "
                 "set it to 0, or give more scales"
             )
         return self
+
+
+def _check_phis(quantizer: QuantizerSettings, schedule: ScaleSchedule, *, init: str) -> None:
+    """Refuse convolutions that no scale uses; a model to start from may have some, as published ones do."""
+    num_phis, num_scales = quantizer.num_phis, schedule.num_scales
+    used = quantizer.phi_of_scale or schedule.phi_of_scale(num_phis or num_scales)
+    if init or len(set(used)) >= num_phis:
+        return
+    if quantizer.phi_of_scale:
+        raise ValueError(
+            f"tokenizer.quantizer.phi_of_scale {list(used)} uses {len(set(used))} of num_phis {num_phis}: "
+            "the others would never be trained; name all of them, or give fewer"
+        )
+    most = max(n for n in range(1, num_phis + 1) if len(set(schedule.phi_of_scale(n))) == n)
+    raise ValueError(
+        f"tokenizer.quantizer.num_phis {num_phis} is too many: {num_scales} scales would use "
+        f"{len(set(used))} of them, the others would never be trained; give at most {most}"
+    )
 
 
 class PriorRun(BaseModel):
