@@ -25,7 +25,7 @@ def read_weights(source: str, *, purpose: str) -> dict[str, Tensor]:
     """
     if not source:
         raise ValueError(f"no {purpose} given: name a .safetensors or .pth file, or {_HUB}OWNER/NAME/FILE")
-    path = _from_hub(source) if source.startswith(_HUB) else Path(source)
+    path = _path_of(source)
     if not path.is_file():
         raise ValueError(f"{purpose}: {source} is not a file: give a .safetensors or .pth file")
     if path.suffix == ".safetensors":
@@ -40,6 +40,15 @@ def read_weights(source: str, *, purpose: str) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{purpose}: {source} is no state dict: expected tensors by name")
     return dict(content)
+
+
+def weights_digest(source: str) -> str:
+    """SHA-256 of a file that `read_weights` has read, in hexadecimal."""
+    return checkpoint.digest(_path_of(source))
+
+
+def _path_of(source: str) -> Path:
+    return _from_hub(source) if source.startswith(_HUB) else Path(source)
 
 
 def _from_hub(source: str) -> Path:

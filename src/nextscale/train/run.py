@@ -62,6 +62,8 @@ def train_run(
         description["tokenizer_sha256"] = task.tokenizer_digest
         if task.cache is not None:
             description["tokens_sha256"] = task.cache.sha256
+    if isinstance(task, TokenizerTask):
+        description |= task.digests
     _check_same(description | {"images": images}, ranks)
     with claimed_by_first(folder, description, ranks):
         if skipped is not None and ranks.is_first:

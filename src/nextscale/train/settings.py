@@ -119,7 +119,10 @@ class DiscriminatorSettings(BaseModel):
     """The discriminator and its training; it counts when ``losses.adversarial`` is above 0."""
 
     model_config = _FROZEN
-    base_dim: int = Field(32, ge=8, multiple_of=8, description="channels of its first level")
+    dino_weights: str = Field(
+        "", description="a DINO ViT: small heads judge what it sees; empty: convolutions judge patches"
+    )
+    base_dim: int = Field(32, ge=8, multiple_of=8, description="channels of its first level, or of the heads")
     num_levels: int = Field(3, ge=1, description="levels, each of which halves the resolution")
     spectral_norm: bool = Field(False, description="divide every kernel by its largest singular value")
     augment: AugmentSettings = AugmentSettings()
@@ -138,6 +141,12 @@ class DiscriminatorSettings(BaseModel):
             raise ValueError(
                 f"min_weight {self.min_weight} exceeds max_weight {self.max_weight}: the adaptive weight has "
                 "no room; lower the one or raise the other"
+            )
+        default = type(self).model_fields["num_levels"].default
+        if self.dino_weights and self.num_levels != default:
+            raise ValueError(
+                f"num_levels {self.num_levels} would have no effect, since dino_weights replaces the levels: "
+                "leave one of them out"
             )
         disturbed = self.augment.colour or self.augment.shift or self.augment.cut_out
         if self.consistency and not disturbed:
@@ -165,6 +174,11 @@ class TokenizerRun(BaseModel):
 
     @model_validator(mode="after")
     def _check_scales(self) -> TokenizerRun:
+        if self.discriminator.dino_weights and not self.losses.adversarial:
+            raise ValueError(
+                "discriminator.dino_weights would have no effect with losses.adversarial 0: set that above "
+                "0, or leave it out"
+            )
         _check_phis(self.tokenizer.quantizer, self.schedule, init=self.init)
         if self.codes.scale_dropout and self.schedule.num_scales == 1:
             raise ValueError(
