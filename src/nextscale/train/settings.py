@@ -169,6 +169,9 @@ class TokenizerRun(BaseModel):
     codes: CodeTraining = CodeTraining()
     perceptual: PerceptualSettings = PerceptualSettings()
     discriminator: DiscriminatorSettings = DiscriminatorSettings()
+    recompute: bool = Field(
+        False, description="save memory: compute the inside of each block again in the backward pass"
+    )
     optimizer: OptimizerSettings = OptimizerSettings()
     loop: LoopSettings = LoopSettings()
 

@@ -125,8 +125,9 @@ class TokenizerTask:
         images = batch.items.to(self.device, memory_format=torch.channels_last)
         uniforms_BR = batch.uniforms_BR.to(self.device)
         decoded, quantized = self.tokenizer(
-            images, rotate=self.run.codes.gradient == "rotation", last_scale_B=self._last_scales(uniforms_BR)
-        )
+            images, rotate=self.run.codes.gradient == "rotation",
+            last_scale_B=self._last_scales(uniforms_BR), recompute=self.run.recompute,
+        )  # fmt: skip
         decoded = decoded.float()
         reconstruction, numbers = self.reconstruction(decoded, images)
         loss = (
