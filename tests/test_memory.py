@@ -129,3 +129,14 @@ def test_attention_takes_more_on_cpus() -> None:
             for on_cpu in (True, False)
         )
         assert cpu > gpu if precision == "bfloat16" else cpu == gpu
+
+
+def test_keys_and_values_of_sampling() -> None:
+    settings = PriorSettings(depth=3, model_dim=64, num_heads=2)
+    prior = NextScalePrior(settings, SCHEDULE, vocab_size=32, code_dim=4, num_classes=3)
+    for precision in PRECISIONS:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            cache = prior.new_cache(5).tensor
+        assert cache.numel() * cache.element_size() == 5 * memory.cache_bytes(
+            settings, SCHEDULE, precision=precision
+        )

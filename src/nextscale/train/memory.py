@@ -82,6 +82,12 @@ def encoding_bytes(settings: TokenizerSettings, schedule: ScaleSchedule) -> int:
     )
 
 
+def cache_bytes(prior: PriorSettings, schedule: ScaleSchedule, *, precision: Precision) -> int:
+    """Keys and values of one image and branch in sampling."""
+    word = 2 if precision == "bfloat16" else _WORD
+    return 2 * prior.depth * prior.width * schedule.num_tokens * word
+
+
 def part_bytes(part: Part, *, precision: Precision, on_cpu: bool) -> int:
     """What autograd keeps of a part of the autoencoder for one image, its own input included."""
     half = precision == "bfloat16"
