@@ -13,6 +13,7 @@ from models_for_tests import SIZES, tokenizer_settings
 from nextscale.train.adversary import Adversary
 from nextscale.train.alarms import adversary_alarms, usage_alarms
 from nextscale.train.discriminator import Discriminator
+from nextscale.train.logs import read_log
 from nextscale.train.settings import DiscriminatorSettings, TokenizerRun
 from nextscale.train.tokenizer_task import TokenizerTask
 from runs_for_tests import make_home, tiny_run, train_quietly
@@ -70,8 +71,16 @@ def test_signs_of_the_adversarial_training(state: dict[str, Any], expected: list
         assert line.startswith(start) and "try " in line
 
 
-def test_the_loop_says_what_a_task_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = tiny_run("tokenizer", make_home(tmp_path), num_steps=2)
-    monkeypatch.setattr(TokenizerTask, "alarms", lambda _, scores: [f"psnr {scores['psnr']:.2f}"])
+def test_the_loop_says_and_logs_what_a_task_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny_run("tokenizer", make_home(tmp_path), num_steps=3, evaluate_every=2)
+    monkeypatch.setattr(TokenizerTask, "alarms", lambda _, scores: [f"psnr {scores['psnr']:.2f} <- low"])
     scores, said = train_quietly(run, tmp_path / "run")
-    assert said[-1] == f"step 2: psnr {scores['psnr']:.2f}"
+    text = f"psnr {scores['psnr']:.2f} <- low"
+    assert f"step 3: {text}" in said
+    alarms = [record for record in read_log(tmp_path / "run" / "log.jsonl") if record["kind"] == "alarm"]
+    assert [record["step"] for record in alarms] == [2, 3]
+    assert alarms[-1] == {"kind": "alarm", "step": 3, "text": text}
+    monkeypatch.setattr(TokenizerTask, "alarms", lambda *_: [])
+    train_quietly(run, tmp_path / "run")  # looks at step 3 again: its alarms are forgotten, earlier ones stay
+    records = read_log(tmp_path / "run" / "log.jsonl")
+    assert [record["step"] for record in records if record["kind"] == "alarm"] == [2]

@@ -94,6 +94,31 @@ def test_stopped_and_called_again(
     assert "tokens holds a token cache with views = 2, not 3" in capsys.readouterr().err
 
 
+def test_two_at_once_into_one_folder(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encode, answers = Tokenizer.encode, []
+
+    def meanwhile(self: Tokenizer, images: torch.Tensor) -> torch.Tensor:
+        if not answers:  # a lock is that of its open file, so this is as good as another process
+            answers.append(_run("--views 2"))
+        return encode(self, images)
+
+    monkeypatch.setattr(Tokenizer, "encode", meanwhile)
+    assert _run("--views 2") == 0 and answers == [2]
+    assert capsys.readouterr().err == (
+        "nextscale: another process makes tokens in tokens: wait for it, stop it, or give another folder\n"
+    )
+    assert len(open_cache(here / "tokens").labels) == 9
+
+
+def test_a_refused_folder_stays_as_it_is(here: Path) -> None:
+    (here / "tokens").mkdir()
+    (here / "tokens" / "notes.txt").write_text("mine")
+    assert _run("--views 2") == 2
+    assert [item.name for item in (here / "tokens").iterdir()] == ["notes.txt"]
+
+
 def test_an_unreadable_image_is_named_and_can_be_mended(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

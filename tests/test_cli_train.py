@@ -98,11 +98,11 @@ def test_a_dry_run_says_what_a_run_will_take_and_writes_nothing(
     assert main(["train", "tokenizer", "tiny.toml", "--data.source", "pictures", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "--loop.num_steps 500   # steps of the whole run; the schedule is laid over them" in lines
-    parameters, memory, time = lines[-3:]
+    parameters, memory, other, operations, time = lines[-5:]
     count = int(parameters.removeprefix("parameters: ").replace(",", ""))
-    assert count > 1000 and memory.startswith(
-        f"memory of weights, gradients, optimizer and average: {20 * count / 1e9:.2f}"
-    )
+    assert count > 1000 and memory.startswith("memory: 0.0") and f"optimizer {8 * count / 1e9:.2f}" in memory
+    assert re.fullmatch(r"memory with --recompute true: 0.0\d GB \(computed\)", other)
+    assert re.fullmatch(r"operations: \S+ TFLOP a step \(computed\), \S+ TFLOP/s \(measured\)", operations)
     match = re.fullmatch(r"time: (\S+) s a step, (\S+) images/s, (\S+) hours of training .*", time)
     assert match is not None
     seconds, rate, hours = (float(value) for value in match.groups())

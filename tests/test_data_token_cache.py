@@ -67,7 +67,7 @@ def test_views_are_what_training_on_the_fly_sees_in_its_first_epochs(
 
 
 def test_the_folder_of_a_cache(whole: TokenCache, tokenizer: Tokenizer) -> None:
-    assert sorted(_contents(whole.folder)) == ["cache.json", "labels.npy", "tokens.npy"]
+    assert sorted(_contents(whole.folder)) == [".lock", "cache.json", "labels.npy", "tokens.npy"]
     assert isinstance(whole.tokens_VNL, numpy.memmap) and not whole.tokens_VNL.flags.writeable
     assert whole.tokens_VNL.shape == (3, 7, 30) and whole.tokens_VNL.dtype == numpy.uint16
     assert whole.labels.tolist() == SOURCE.labels.tolist() and whole.class_names == SOURCE.class_names

@@ -10,6 +10,7 @@ import torch
 
 from models_for_tests import write_pictures
 from nextscale import Generator
+from nextscale.tokenizer.quantizer import MultiScaleQuantizer
 from nextscale.train.settings import PriorRun, TokenizerRun
 from runs_for_tests import make_home, tiny_run, train_quietly
 
@@ -90,3 +91,33 @@ def test_a_run_does_not_go_on_with_another_tokenizer(tmp_path: Path) -> None:
     other.save(home / "given")
     with pytest.raises(ValueError, match="holds a run with tokenizer_sha256"):
         train_quietly(run, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("scales", "quantizer", "message"),
+    [
+        (3, {"num_phis": 4}, "num_phis 4 is too many: 3 scales would use 3 of them, .*; give at most 3"),
+        (1, {"num_phis": 4}, "num_phis 4 is too many: 1 scales would use 1 of them, .*; give at most 1"),
+        (10, {"num_phis": 9}, "num_phis 9 is too many: 10 scales would use 8 of them, .*; give at most 8"),
+        (3, {"num_phis": 2, "phi_of_scale": (1, 1, 1)}, r"phi_of_scale \[1, 1, 1\] uses 1 of num_phis 2"),
+    ],
+    ids=str,
+)
+def test_phis_that_no_scale_uses(scales: int, quantizer: dict[str, Any], message: str) -> None:
+    """They would get no gradient. Published models may have some: these load, and can be started from."""
+    tree: dict[str, Any] = {
+        "schedule": {"sizes": [[side, side] for side in range(1, scales + 1)]},
+        "tokenizer": {"quantizer": quantizer},
+    }
+    with pytest.raises(ValueError, match=message):
+        TokenizerRun.model_validate(tree)
+    run = TokenizerRun.model_validate({**tree, "init": "somewhere"})
+    MultiScaleQuantizer(run.tokenizer.quantizer, run.schedule)
+
+
+@pytest.mark.parametrize("num_phis", [0, 1, 3])
+def test_phis_that_are_all_used(num_phis: int) -> None:
+    schedule = {"sizes": [[1, 1], [2, 2], [3, 3]]}
+    TokenizerRun.model_validate(
+        {"schedule": schedule, "tokenizer": {"quantizer": {"num_phis": num_phis, "vocab_size": 8}}}
+    )

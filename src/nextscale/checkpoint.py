@@ -7,6 +7,7 @@ it; a file is read only if its SHA-256 is the recorded one. Nothing executable i
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _DIGESTS = "digests.json"
+#: The file in a folder whose lock says that a process works there.
+LOCK = ".lock"
 
 
 def digest(path: Path) -> str:
@@ -88,6 +91,25 @@ def new_folder(path: Path) -> Iterator[Path]:
             retired.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextmanager
+def held_folder(path: Path, refusal: str) -> Iterator[None]:
+    """Make a folder where it is missing, and keep other processes out while the block runs.
+
+    The hold ends with the process, however it ends. Raises ValueError with ``refusal`` when another
+    one has it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(refusal) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_digests(folder: Path) -> None:

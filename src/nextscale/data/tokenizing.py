@@ -15,7 +15,7 @@ import numpy
 from tqdm import tqdm
 
 from nextscale import checkpoint
-from nextscale.data.loader import Place, batches_of_places
+from nextscale.data.loader import Batch, Place, batches_of_places
 from nextscale.data.settings import DataSettings
 from nextscale.data.sources import Source
 from nextscale.data.token_cache import (
@@ -54,20 +54,37 @@ def make_cache(
         progress: show a bar with the time left.
 
     Raises:
-        ValueError: the folder holds something else or a cache made from something else; an unreadable image.
+        ValueError: the folder holds something else or a cache made from something else, or another process
+            works in it; an unreadable image.
     """
-    done = _claim(folder, made_from)
-    if done is None:
+    if _rows_done(folder, made_from) is None:
         cache = open_cache(folder)
         cache.check()
         return cache
-    checkpoint.write_file(folder / LABELS, _npy(source.labels))
+    with checkpoint.held_folder(
+        folder, f"another process makes tokens in {folder}: wait for it, stop it, or give another folder"
+    ):
+        done = _rows_done(folder, made_from)  # somebody else may have been faster
+        if done is not None:
+            if not done:
+                _write_progress(folder, made_from, 0)
+            checkpoint.write_file(folder / LABELS, _npy(source.labels))
+            settings = DataSettings(enlarge=made_from.enlarge, flip=made_from.flip, num_workers=num_workers)
+            batches = batches_of_places(
+                source, settings, size=tokenizer.image_size, seed=made_from.seed or 0,
+                places=_places(done, made_from, batch_size),
+            )  # fmt: skip
+            _append(folder, batches, tokenizer, made_from=made_from, done=done, progress=progress)
+            _finish(folder, made_from)
+        return open_cache(folder)
+
+
+def _append(
+    folder: Path, batches: Iterator[Batch], tokenizer: Tokenizer, *, made_from: MadeFrom, done: int,
+    progress: bool,
+) -> None:  # fmt: skip
+    """Encode batch after batch behind the rows that are done."""
     num_rows = made_from.views * made_from.num_samples
-    settings = DataSettings(enlarge=made_from.enlarge, flip=made_from.flip, num_workers=num_workers)
-    batches = batches_of_places(
-        source, settings, size=tokenizer.image_size, seed=made_from.seed or 0,
-        places=_places(range(done, num_rows), made_from.num_samples, batch_size),
-    )  # fmt: skip
     device, recorded = next(tokenizer.parameters()).device, done
     with (
         _open_rows(folder / TOKENS, made_from, done) as file,
@@ -78,17 +95,15 @@ def make_cache(
             file.write(tokens_BL.astype(made_from.dtype).tobytes())
             done += len(tokens_BL)
             bar.update(len(tokens_BL))
-            if done == num_rows or done + batch_size - recorded > CHUNK:
+            if done == num_rows or done + len(tokens_BL) - recorded > CHUNK:
                 file.flush()
                 os.fsync(file.fileno())
                 _write_progress(folder, made_from, done)
                 recorded = done
-    _finish(folder, made_from)
-    return open_cache(folder)
 
 
-def _claim(folder: Path, made_from: MadeFrom) -> int | None:
-    """How many rows the folder holds; None where they are all there. A new folder is marked as ours."""
+def _rows_done(folder: Path, made_from: MadeFrom) -> int | None:
+    """How many rows the folder holds; None where they are all there. Raises ValueError for another folder."""
     if (folder / RECORD).is_file():
         present, done = read_record(folder / RECORD, Record).made_from, None
     elif (folder / PROGRESS).is_file():
@@ -97,7 +112,6 @@ def _claim(folder: Path, made_from: MadeFrom) -> int | None:
     elif folder.is_file() or (folder.exists() and not all(map(_is_left_over, folder.iterdir()))):
         raise ValueError(f"{folder} exists and is no token cache: give another folder")
     else:
-        _write_progress(folder, made_from, 0)
         return 0
     difference = present.difference(made_from)
     if difference:
@@ -109,8 +123,8 @@ def _claim(folder: Path, made_from: MadeFrom) -> int | None:
 
 
 def _is_left_over(item: Path) -> bool:
-    """Whether a kill in the middle of the very first record left this."""
-    return item.name.startswith(f".{PROGRESS}.")
+    """Whether it is the lock, or what a kill in the middle of the very first record left."""
+    return item.name == checkpoint.LOCK or item.name.startswith(f".{PROGRESS}.")
 
 
 def _finish(folder: Path, made_from: MadeFrom) -> None:
@@ -122,10 +136,11 @@ def _finish(folder: Path, made_from: MadeFrom) -> None:
     (folder / PROGRESS).unlink()
 
 
-def _places(rows: range, num_samples: int, batch_size: int) -> Iterator[list[Place]]:
-    """Row r of the tokens' file is view r // N of sample r % N."""
-    for start in range(rows.start, rows.stop, batch_size):
-        yield [Place(*divmod(row, num_samples)) for row in range(start, min(start + batch_size, rows.stop))]
+def _places(done: int, made_from: MadeFrom, batch_size: int) -> Iterator[list[Place]]:
+    """The rows that are missing; row r of the tokens' file is view r // N of sample r % N."""
+    num_rows, num_samples = made_from.views * made_from.num_samples, made_from.num_samples
+    for start in range(done, num_rows, batch_size):
+        yield [Place(*divmod(row, num_samples)) for row in range(start, min(start + batch_size, num_rows))]
 
 
 def _open_rows(path: Path, made_from: MadeFrom, done: int) -> BinaryIO:

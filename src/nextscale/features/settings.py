@@ -34,3 +34,21 @@ class PerceptualSettings(BaseModel):
         if self.network == "classifier" and (self.weights or self.heads):
             raise ValueError("weights and heads are those of vgg16: set network vgg16, or leave them empty")
         return self
+
+
+class ViTSettings(BaseModel):
+    """A vision transformer; the defaults are ViT-S/16."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    image_size: int = Field(224, ge=1, description="side of its square input in pixels")
+    patch_size: int = Field(16, ge=1, description="side of a patch in pixels")
+    width: int = Field(384, ge=1, description="width of a token, D")
+    depth: int = Field(12, ge=1, description="number of blocks")
+    num_heads: int = Field(6, ge=1, description="heads of every attention")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the feed-forward / D")
+    layer_scale: bool = Field(False, description="a learned factor per channel on what a block adds (DINOv2)")
+
+    @property
+    def num_patches(self) -> int:
+        """h * w."""
+        return int((self.image_size // self.patch_size) ** 2)

@@ -10,7 +10,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.tokenizer.layers import AttentionBlock, Downsample, ResidualBlock, Upsample, group_norm
+from nextscale.tokenizer.layers import (
+    AttentionBlock,
+    Downsample,
+    ResidualBlock,
+    Upsample,
+    group_norm,
+    through,
+)
 from nextscale.tokenizer.settings import AutoencoderSettings
 
 
@@ -32,11 +39,11 @@ class Level(nn.Module):
         )
         self.resample = resample if resample is not None else nn.Identity()
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def forward(self, x_BCHW: Tensor, *, recompute: bool = False) -> Tensor:
         for index, block in enumerate(self.blocks):
-            x_BCHW = block(x_BCHW)
+            x_BCHW = through(block, x_BCHW, recompute=recompute)
             if self.attentions:
-                x_BCHW = self.attentions[index](x_BCHW)
+                x_BCHW = through(self.attentions[index], x_BCHW, recompute=recompute)
         return self.resample(x_BCHW)
 
 
@@ -50,8 +57,10 @@ class Middle(nn.Module):
         self.attention = AttentionBlock(dim, norm_groups=groups) if settings.attention else nn.Identity()
         self.block2 = ResidualBlock(dim, dim, norm_groups=groups)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.block2(self.attention(self.block1(x_BCHW)))
+    def forward(self, x_BCHW: Tensor, *, recompute: bool = False) -> Tensor:
+        for part in (self.block1, self.attention, self.block2):
+            x_BCHW = through(part, x_BCHW, recompute=recompute)
+        return x_BCHW
 
 
 class Encoder(nn.Module):
@@ -76,11 +85,11 @@ class Encoder(nn.Module):
         self.norm_out = group_norm(dims[-1], settings.norm_groups)
         self.conv_out = nn.Conv2d(dims[-1], code_dim, 3, padding=1)
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
+    def forward(self, images_BCHW: Tensor, *, recompute: bool = False) -> Tensor:
         hidden = self.conv_in(images_BCHW)
-        for level in self.levels:
-            hidden = level(hidden)
-        return self.conv_out(F.silu(self.norm_out(self.middle(hidden))))
+        for level in (*self.levels, self.middle):
+            hidden = level(hidden, recompute=recompute)
+        return self.conv_out(F.silu(self.norm_out(hidden)))
 
 
 class Decoder(nn.Module):
@@ -105,8 +114,8 @@ class Decoder(nn.Module):
         self.norm_out = group_norm(dims[0], settings.norm_groups)
         self.conv_out = nn.Conv2d(dims[0], 3, 3, padding=1)
 
-    def forward(self, features_BChw: Tensor) -> Tensor:
-        hidden = self.middle(self.conv_in(features_BChw))
-        for level in reversed(self.levels):
-            hidden = level(hidden)
+    def forward(self, features_BChw: Tensor, *, recompute: bool = False) -> Tensor:
+        hidden = self.conv_in(features_BChw)
+        for level in (self.middle, *reversed(self.levels)):
+            hidden = level(hidden, recompute=recompute)
         return self.conv_out(F.silu(self.norm_out(hidden)))

@@ -7,11 +7,26 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def group_norm(num_channels: int, num_groups: int) -> nn.GroupNorm:
     """GroupNorm with the epsilon of the released weights."""
     return nn.GroupNorm(num_groups, num_channels, eps=1e-6)
+
+
+def through(block: nn.Module, x_BCHW: Tensor, *, recompute: bool) -> Tensor:
+    """What a block makes of its input.
+
+    Args:
+        block: nothing random happens in it.
+        x_BCHW: its input.
+        recompute: keep the input alone, and compute the inside again in the backward pass.
+    """
+    if not recompute:
+        return block(x_BCHW)
+    again: Tensor = checkpoint(block, x_BCHW, use_reentrant=False, preserve_rng_state=False)
+    return again
 
 
 class ResidualBlock(nn.Module):

@@ -13,13 +13,15 @@ tokenizer's loss grows over the warm-up, which is its head start.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from nextscale.train.augment import NUM_AUGMENT_UNIFORMS, augment
-from nextscale.train.discriminator import Discriminator
+from nextscale.train.discriminator import improve_spectral_norms
 from nextscale.train.settings import DiscriminatorSettings
 
 #: How many uniform numbers of each sample are read: originals and reconstructions are disturbed apart.
@@ -31,9 +33,20 @@ class Adversary:
     """A discriminator, its weight against the other losses, and how often it was right lately."""
 
     def __init__(
-        self, discriminator: Discriminator, settings: DiscriminatorSettings, *, last_layer: Tensor,
-        weight: float, num_steps: int,
+        self, discriminator: nn.Module, settings: DiscriminatorSettings, *, last_layer: Tensor,
+        weight: float, num_steps: int, view: Callable[[Tensor], Tensor] | None = None,
     ) -> None:  # fmt: skip
+        """Make the adversary of a tokenizer.
+
+        Args:
+            discriminator: what is trained to judge.
+            settings: of its training.
+            last_layer: the decoder's last kernel, at which gradients are compared.
+            weight: of the adversarial loss.
+            num_steps: of the whole run.
+            view: frozen, what the discriminator is given of images; None: the images themselves.
+        """
+        self.view = view or _whole
         self.discriminator, self.settings, self.last_layer = discriminator, settings, last_layer
         self.weight, self.num_steps = weight, num_steps
         device = last_layer.device
@@ -75,15 +88,15 @@ class Adversary:
         settings = self.settings.augment
         for_real_BR, for_fake_BR = uniforms_BR.split(NUM_AUGMENT_UNIFORMS, dim=1)
         frozen = {name: value.detach() for name, value in self.discriminator.named_parameters()}
-        seen = augment(decoded_BCHW, for_fake_BR, settings)
+        seen = self.view(augment(decoded_BCHW, for_fake_BR, settings))
         adversarial = -functional_call(self.discriminator, frozen, (seen,)).mean()
         self._measure(reconstruction, adversarial)
 
-        real_Bhw = self.discriminator(augment(images_BCHW, for_real_BR, settings))
+        real_Bhw = self.discriminator(self._fixed_view(augment(images_BCHW, for_real_BR, settings)))
         fake_Bhw = self.discriminator(seen.detach())
         judged = hinge_loss(real_Bhw, fake_Bhw)
         if self.settings.consistency:
-            before = (self.discriminator(images_BCHW), self.discriminator(decoded_BCHW.detach()))
+            before = [self.discriminator(self._fixed_view(item)) for item in (images_BCHW, decoded_BCHW)]
             judged = judged + self.settings.consistency * sum(
                 (one.mean(dim=(1, 2)) - other.mean(dim=(1, 2))).square().mean()
                 for one, other in zip(before, (real_Bhw, fake_Bhw), strict=True)
@@ -91,6 +104,10 @@ class Adversary:
         self._count(real_Bhw, fake_Bhw)
         weight = self.weight * self.share(step) * self.adaptive_weight
         return weight * adversarial + judged, self._numbers(adversarial, judged, weight)
+
+    @torch.no_grad()
+    def _fixed_view(self, images_BCHW: Tensor) -> Tensor:
+        return self.view(images_BCHW.detach())
 
     def _numbers(self, adversarial: Tensor, judged: Tensor, weight: Tensor) -> dict[str, Tensor]:
         return {
@@ -127,7 +144,7 @@ class Adversary:
         self.accuracy_2 = self.accuracy_2.lerp(
             totals["patches_right_2"] / totals["patches"].clamp_min(1), 1 - _ACCURACY_DECAY
         )
-        self.discriminator.power_iteration()
+        improve_spectral_norms(self.discriminator)
         for total in totals.values():
             total.zero_()
 
@@ -140,6 +157,10 @@ class Adversary:
         """The inverse of `state`."""
         for name, mine in self.state().items():
             setattr(self, name, tensors[name].to(mine.device))
+
+
+def _whole(images_BCHW: Tensor) -> Tensor:
+    return images_BCHW
 
 
 def hinge_loss(real_Bhw: Tensor, fake_Bhw: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The network that tells reconstructions from originals, patch by patch.
+"""The networks that tell reconstructions from originals, patch by patch.
 
-Letters: B batch, H W pixels, h w patches.
+Letters: B batch, K blocks that are looked at, D width of a vision transformer, H W pixels, h w patches.
 Special here: a spectral norm is estimated by `power_iteration`, once per step, not in the forward pass; so a
 batch in parts is the same as a whole one, and a forward pass changes nothing.
 """
@@ -11,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nextscale.features.vit import VisionTransformer
 from nextscale.train.settings import DiscriminatorSettings
 
 _LARGEST_FACTOR, _GROUPS, _SLOPE = 8, 8, 0.2
 #: Iterations at the start, when the estimate knows nothing yet.
 _FIRST_ITERATIONS = 20
+#: Blocks of a vision transformer that are looked at.
+_NUM_VIEWS = 4
 
 
 class SpectralConv2d(nn.Conv2d):
@@ -75,15 +78,74 @@ class Discriminator(nn.Module):
             hidden = F.leaky_relu(norm(convolution(hidden)), _SLOPE)
         return self.head(hidden).squeeze(1).float()
 
-    def power_iteration(self) -> None:
-        """Improve the estimates of the spectral norms, if there are any; once per step."""
-        for module in self.modules():
-            if isinstance(module, SpectralConv2d):
-                module.power_iteration()
+
+class DinoView:
+    """What a frozen vision transformer sees in an image, at the ends of four equal parts of its depth.
+
+    Images are resized (bilinear, antialiased) to the square that it was trained on, which for the published
+    weights has 224 pixels a side; other proportions are not kept. It is no module: neither the optimizer nor
+    a checkpoint meets its weights. Gradients pass it to the images.
+    """
+
+    def __init__(self, network: VisionTransformer) -> None:
+        self.network, depth = network, network.settings.depth
+        self.blocks = sorted(
+            {max(round(depth * part / _NUM_VIEWS) - 1, 0) for part in range(1, 1 + _NUM_VIEWS)}
+        )
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        """Images float (B, 3, H, W) in [-1, 1] or somewhat beyond -> (B, K, D, h, w), without class token."""
+        side, patch = self.network.settings.image_size, self.network.settings.patch_size
+        if images_BCHW.shape[2:] != (side, side):
+            images_BCHW = F.interpolate(images_BCHW, size=(side, side), mode="bilinear", antialias=True)
+        seen_BKTD = torch.stack(self.network.after_blocks(images_BCHW, self.blocks), dim=1)[:, :, 1:]
+        return seen_BKTD.transpose(2, 3).unflatten(3, (side // patch, side // patch))
+
+
+class DinoHeads(nn.Module):
+    """A small head for each block that `DinoView` looks at (Sauer et al. 2023, arXiv 2301.09515, section
+    3.2).
+
+    As in `Discriminator` what is said of an image depends on that image alone.
+    """
+
+    def __init__(self, settings: DiscriminatorSettings, view: DinoView) -> None:
+        super().__init__()
+        width = view.network.settings.width
+        self.heads = nn.ModuleList(DinoHead(settings, width) for _ in view.blocks)
+
+    def forward(self, seen_BKDhw: Tensor) -> Tensor:
+        """What `DinoView` gives -> logits float32 (B, K * h, w), above 0 for originals."""
+        views = seen_BKDhw.unbind(dim=1)
+        return torch.cat([head(view) for head, view in zip(self.heads, views, strict=True)], dim=1).float()
+
+
+class DinoHead(nn.Module):
+    """Two convolutions, the second around a shortcut, and a judgement: (B, D, h, w) -> (B, h, w)."""
+
+    def __init__(self, settings: DiscriminatorSettings, width: int) -> None:
+        super().__init__()
+        dim = settings.base_dim
+        self.conv1 = _convolution(width, dim, 1, settings, stride=1)
+        self.conv2 = _convolution(dim, dim, 3, settings, stride=1)
+        self.norm1, self.norm2 = nn.GroupNorm(_GROUPS, dim), nn.GroupNorm(_GROUPS, dim)
+        self.judge = _convolution(dim, 1, 1, settings, stride=1)
+
+    def forward(self, seen_BDhw: Tensor) -> Tensor:
+        hidden = F.leaky_relu(self.norm1(self.conv1(seen_BDhw)), _SLOPE)
+        hidden = hidden + F.leaky_relu(self.norm2(self.conv2(hidden)), _SLOPE)
+        return self.judge(hidden).squeeze(1)
+
+
+def improve_spectral_norms(module: nn.Module) -> None:
+    """Bring the estimates of all spectral norms nearer, if there are any; once per step."""
+    for part in module.modules():
+        if isinstance(part, SpectralConv2d):
+            part.power_iteration()
 
 
 def _convolution(
     dim_in: int, dim_out: int, size: int, settings: DiscriminatorSettings, *, stride: int
 ) -> nn.Conv2d:
     kind = SpectralConv2d if settings.spectral_norm else nn.Conv2d
-    return kind(dim_in, dim_out, size, stride=stride, padding=1)
+    return kind(dim_in, dim_out, size, stride=stride, padding=(size - 1) // 2)

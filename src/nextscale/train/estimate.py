@@ -1,33 +1,54 @@
-"""What a run will take, before it is started: weights, memory, time. Nothing is written.
+"""What a run will take, before it is started: weights, memory, operations, time. Nothing is written.
 
-Special here: what is computed (weights and what goes with them) and what is measured (a few real steps, and
-on a GPU their memory) is said apart.
+Special here: what is computed (memory, operations) and what is measured (a few real steps, and on a GPU their
+memory) is said apart.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import dataclass
 
 import torch
 
 from nextscale.distributed import Distributed
+from nextscale.train import cost
+from nextscale.train.memory import (
+    Memory,
+    encoding_bytes,
+    prior_activations,
+    tokenizer_activations,
+    training_memory,
+)
 from nextscale.train.optimizer import build_optimizer
+from nextscale.train.prior_task import PriorTask
 from nextscale.train.settings import LoopSettings, OptimizerSettings
 from nextscale.train.step import take_step
 from nextscale.train.task import Task
+from nextscale.train.tokenizer_task import TokenizerTask
 
 _STEPS = 4
+_GIGA, _TERA = 1e9, 1e12
 
 
-def estimate(task: Task, *, loop: LoopSettings, optimizer_settings: OptimizerSettings) -> dict[str, float]:
-    """Take a few steps in memory.
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take on one process."""
 
-    Returns:
-        parameters; computed_bytes: of weights, gradients, the two averages of AdamW and the averaged weights;
-        peak_bytes: measured on a GPU, elsewhere 0; seconds_per_step, images_per_second and hours: measured,
-        the first step left out, of training alone (no evaluation, no saving).
-    """
+    num_parameters: int
+    memory: Memory  #: computed
+    recompute: bool | None  #: whether the memory is that with recomputed activations; None: it has none in it
+    other_memory: Memory  #: computed, with the other choice
+    step_operations: int  #: floating-point operations of a step, computed; 0: not known
+    peak_bytes: int  #: measured on a GPU, elsewhere 0
+    step_seconds: float  #: measured, the first step left out
+    batch_size: int
+    num_steps: int
+
+
+def estimate(task: Task, *, loop: LoopSettings, optimizer_settings: OptimizerSettings) -> Estimate:
+    """Take a few steps in memory: of training alone (no evaluation, no saving)."""
     parameters = list(task.module.parameters())
     device = parameters[0].device
     optimizer = build_optimizer(task.module, optimizer_settings, no_decay=task.no_decay)
@@ -44,33 +65,84 @@ def estimate(task: Task, *, loop: LoopSettings, optimizer_settings: OptimizerSet
             torch.cuda.synchronize(device)
         durations.append(time.perf_counter() - last)
         last = time.perf_counter()
-    seconds = statistics.median(durations[1:] or durations)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    return {
-        "parameters": float(sum(parameter.numel() for parameter in parameters)),
-        "computed_bytes": 5.0 * weights,
-        "peak_bytes": float(peak),
-        "seconds_per_step": seconds,
-        "images_per_second": loop.batch_size / seconds,
-        "hours": loop.num_steps * seconds / 3600,
-    }
+    recompute = task.run.recompute if isinstance(task, PriorTask | TokenizerTask) else None
+    return Estimate(
+        num_parameters=sum(parameter.numel() for parameter in parameters),
+        memory=expected_memory(task, loop, recompute=bool(recompute)),
+        recompute=recompute,
+        other_memory=expected_memory(task, loop, recompute=not recompute),
+        step_operations=2 * loop.batch_size * _multiply_adds(task),
+        peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
+        step_seconds=statistics.median(durations[1:] or durations),
+        batch_size=loop.batch_size,
+        num_steps=loop.num_steps,
+    )
 
 
-def describe(numbers: dict[str, float]) -> list[str]:
+def expected_memory(task: Task, loop: LoopSettings, *, recompute: bool) -> Memory:
+    """The memory that one process takes for a task, computed; activations of priors and tokenizers only."""
+    device = next(task.module.parameters()).device
+    images, activations, frozen = loop.batch_size // loop.accumulate, 0, 0
+    if isinstance(task, PriorTask):
+        tokenizer, on_cpu = task.tokenizer, device.type == "cpu"
+        frozen = sum(parameter.numel() for parameter in tokenizer.parameters())
+        one = prior_activations(
+            task.run.prior, tokenizer.schedule, tokenizer.settings.quantizer, precision=loop.precision,
+            recompute=recompute, on_cpu=on_cpu,
+        )  # fmt: skip
+        encoding = encoding_bytes(tokenizer.settings, tokenizer.schedule) if task.cache is None else 0
+        activations = images * max(one, encoding)  # the tokens are made before the prior begins
+    elif isinstance(task, TokenizerTask):
+        activations = images * tokenizer_activations(
+            task.run.tokenizer, task.run.schedule, precision=loop.precision, recompute=recompute,
+            on_cpu=device.type == "cpu",
+        )  # fmt: skip
+    return training_memory(
+        num_parameters=sum(parameter.numel() for parameter in task.module.parameters()),
+        activations=activations, precision=loop.precision, recompute=recompute, frozen=frozen,
+    )  # fmt: skip
+
+
+def _multiply_adds(task: Task) -> int:
+    """Of one image in one step; 0 where it is not known."""
+    if isinstance(task, PriorTask):
+        tokenizer = task.tokenizer
+        return cost.prior_training(
+            task.run.prior, tokenizer.schedule, tokenizer.settings, recompute=task.run.recompute,
+            kept_tokens=task.cache is not None,
+        )  # fmt: skip
+    if isinstance(task, TokenizerTask):
+        run = task.run
+        return cost.tokenizer_training(run.tokenizer, run.schedule, recompute=run.recompute)
+    return 0
+
+
+def describe(found: Estimate) -> list[str]:
     """An estimate for people."""
-    gigabyte = 1e9
+    memory, seconds = found.memory, found.step_seconds
+    parts = {
+        "weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.moments,
+        "average": memory.average, "tokenizer": memory.frozen, "copies in bfloat16": memory.copies,
+        "activations": memory.activations,
+    }  # fmt: skip
+    named = ", ".join(f"{name} {value / _GIGA:.2f}" for name, value in parts.items() if value)
+    known = "computed" if found.recompute is not None else "computed; activations come on top"
     lines = [
-        f"parameters: {int(numbers['parameters']):,}",
-        f"memory of weights, gradients, optimizer and average: {numbers['computed_bytes'] / gigabyte:.2f} GB "
-        "(computed; activations come on top)",
+        f"parameters: {found.num_parameters:,}",
+        f"memory: {memory.total / _GIGA:.2f} GB ({named}) ({known})",
     ]
-    if numbers["peak_bytes"]:
+    if found.recompute is not None:
+        other = "false" if found.recompute else "true"
+        lines.append(f"memory with --recompute {other}: {found.other_memory.total / _GIGA:.2f} GB (computed)")
+    if found.peak_bytes:
+        lines.append(f"memory at the peak, without the average: {found.peak_bytes / _GIGA:.2f} GB (measured)")
+    if found.step_operations:
         lines.append(
-            f"memory at the peak, without the average: {numbers['peak_bytes'] / gigabyte:.2f} GB (measured)"
+            f"operations: {found.step_operations / _TERA:.4g} TFLOP a step (computed), "
+            f"{found.step_operations / seconds / _TERA:.3g} TFLOP/s (measured)"
         )
     lines.append(
-        f"time: {numbers['seconds_per_step']:.3f} s a step, {numbers['images_per_second']:.1f} images/s, "
-        f"{numbers['hours']:.2f} hours of training (measured over {_STEPS - 1} steps)"
+        f"time: {seconds:.3f} s a step, {found.batch_size / seconds:.1f} images/s, "
+        f"{found.num_steps * seconds / 3600:.2f} hours of training (measured over {_STEPS - 1} steps)"
     )
     return lines

@@ -69,22 +69,31 @@ class RunLog:
         """One record: ``kind`` is train, evaluate or event."""
         if self.file is None:
             return
-        record = {
-            "kind": kind,
-            "step": step,
-            **{name: float(f"{value:.6g}") for name, value in numbers.items()},
-        }
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        rounded = {name: float(f"{value:.6g}") for name, value in numbers.items()}
+        self._append({"kind": kind, "step": step, **rounded})
         if self.writer is not None:
             for name, value in numbers.items():
                 self.writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def alarm(self, step: int, text: str) -> None:
+        """One record of kind alarm: what an evaluation warned of."""
+        if self.file is None:
+            return
+        self._append({"kind": "alarm", "step": step, "text": text})
+        if self.writer is not None:
+            self.writer.add_text("alarm", text, step)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        assert self.file is not None
+        self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self.file.flush()
 
     def _forget_from(self, step: int) -> None:
         """Drop records of what a resumed run is about to repeat: later steps, and the look at this one."""
         if self.path.exists():
             records = [record for record in read_log(self.path) if record["step"] <= step]
-            kept = [record for record in records if (record["kind"], record["step"]) != ("evaluate", step)]
+            repeated = {("evaluate", step), ("alarm", step)}
+            kept = [record for record in records if (record["kind"], record["step"]) not in repeated]
             checkpoint.write_file(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def __enter__(self) -> RunLog:

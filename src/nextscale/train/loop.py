@@ -125,6 +125,7 @@ class _Run:
     def _show(self, scores: dict[str, float], picture: numpy.ndarray | None) -> None:
         self.log.write("evaluate", self.progress.step, scores)
         for alarm in self.task.alarms(scores):
+            self.log.alarm(self.progress.step, alarm)
             self.say(f"step {self.progress.step}: {alarm}")
         if picture is not None:
             (self.folder / "pictures").mkdir(exist_ok=True)

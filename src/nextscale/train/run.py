@@ -17,7 +17,7 @@ from nextscale.data.sources import Source, hold_out, open_source
 from nextscale.data.token_cache import TokenCache, open_cache
 from nextscale.distributed import Distributed, SharedError, choose_device
 from nextscale.train.classifier_task import ClassifierTask
-from nextscale.train.estimate import estimate
+from nextscale.train.estimate import Estimate, estimate
 from nextscale.train.loop import train
 from nextscale.train.prior_task import PriorTask
 from nextscale.train.run_folder import claimed_by_first, first_difference
@@ -62,6 +62,8 @@ def train_run(
         description["tokenizer_sha256"] = task.tokenizer_digest
         if task.cache is not None:
             description["tokens_sha256"] = task.cache.sha256
+    if isinstance(task, TokenizerTask):
+        description |= task.digests
     _check_same(description | {"images": images}, ranks)
     with claimed_by_first(folder, description, ranks):
         if skipped is not None and ranks.is_first:
@@ -110,9 +112,7 @@ def _check_same(description: dict[str, Any], ranks: Distributed) -> None:
             )
 
 
-def estimate_run(
-    run: TokenizerRun | PriorRun | ClassifierRun, *, device: str | None = None
-) -> dict[str, float]:
+def estimate_run(run: TokenizerRun | PriorRun | ClassifierRun, *, device: str | None = None) -> Estimate:
     """What a run will take (`nextscale.train.estimate.estimate`); writes nothing, so tokens are not kept.
 
     Raises:

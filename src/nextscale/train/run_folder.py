@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +12,7 @@ from typing import Any
 from nextscale import checkpoint
 from nextscale.distributed import Distributed
 
-_RECORD, _LOCK = "run.json", ".lock"
+_RECORD = "run.json"
 
 
 @contextmanager
@@ -27,22 +25,14 @@ def claimed_folder(folder: Path, description: dict[str, Any]) -> Iterator[None]:
         ValueError: the folder holds something else, a run with other settings, or is in use.
     """
     _check(folder, description)
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"another process works in {folder}: wait for it, stop it, or give another --out"
-            ) from error
+    with checkpoint.held_folder(
+        folder, f"another process works in {folder}: wait for it, stop it, or give another --out"
+    ):
         _check(folder, description)  # somebody else may have been faster
         if not (folder / _RECORD).exists():
             checkpoint.write_json(folder / _RECORD, description)
         _sweep(folder)
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -93,7 +83,7 @@ def _sweep(folder: Path) -> None:
     """Remove half-written files and folders; their names begin with a dot."""
     for place in (folder, folder / "checkpoints"):
         for item in place.glob(".*"):
-            if item.name == _LOCK:
+            if item.name == checkpoint.LOCK:
                 continue
             if item.is_dir():
                 shutil.rmtree(item, ignore_errors=True)

@@ -11,7 +11,7 @@ from nextscale.features.settings import ClassifierSettings, PerceptualSettings
 from nextscale.generate.settings import SamplingSettings
 from nextscale.prior.settings import PriorSettings
 from nextscale.scales import ScaleSchedule
-from nextscale.tokenizer.settings import TokenizerSettings
+from nextscale.tokenizer.settings import QuantizerSettings, TokenizerSettings
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -119,7 +119,10 @@ class DiscriminatorSettings(BaseModel):
     """The discriminator and its training; it counts when ``losses.adversarial`` is above 0."""
 
     model_config = _FROZEN
-    base_dim: int = Field(32, ge=8, multiple_of=8, description="channels of its first level")
+    dino_weights: str = Field(
+        "", description="a DINO ViT: small heads judge what it sees; empty: convolutions judge patches"
+    )
+    base_dim: int = Field(32, ge=8, multiple_of=8, description="channels of its first level, or of the heads")
     num_levels: int = Field(3, ge=1, description="levels, each of which halves the resolution")
     spectral_norm: bool = Field(False, description="divide every kernel by its largest singular value")
     augment: AugmentSettings = AugmentSettings()
@@ -138,6 +141,12 @@ class DiscriminatorSettings(BaseModel):
             raise ValueError(
                 f"min_weight {self.min_weight} exceeds max_weight {self.max_weight}: the adaptive weight has "
                 "no room; lower the one or raise the other"
+            )
+        default = type(self).model_fields["num_levels"].default
+        if self.dino_weights and self.num_levels != default:
+            raise ValueError(
+                f"num_levels {self.num_levels} would have no effect, since dino_weights replaces the levels: "
+                "leave one of them out"
             )
         disturbed = self.augment.colour or self.augment.shift or self.augment.cut_out
         if self.consistency and not disturbed:
@@ -160,17 +169,44 @@ class TokenizerRun(BaseModel):
     codes: CodeTraining = CodeTraining()
     perceptual: PerceptualSettings = PerceptualSettings()
     discriminator: DiscriminatorSettings = DiscriminatorSettings()
+    recompute: bool = Field(
+        False, description="save memory: compute the inside of each block again in the backward pass"
+    )
     optimizer: OptimizerSettings = OptimizerSettings()
     loop: LoopSettings = LoopSettings()
 
     @model_validator(mode="after")
     def _check_scales(self) -> TokenizerRun:
+        if self.discriminator.dino_weights and not self.losses.adversarial:
+            raise ValueError(
+                "discriminator.dino_weights would have no effect with losses.adversarial 0: set that above "
+                "0, or leave it out"
+            )
+        _check_phis(self.tokenizer.quantizer, self.schedule, init=self.init)
         if self.codes.scale_dropout and self.schedule.num_scales == 1:
             raise ValueError(
                 "codes.scale_dropout stops samples at an earlier scale, but the schedule has one scale only: "
                 "set it to 0, or give more scales"
             )
         return self
+
+
+def _check_phis(quantizer: QuantizerSettings, schedule: ScaleSchedule, *, init: str) -> None:
+    """Refuse convolutions that no scale uses; a model to start from may have some, as published ones do."""
+    num_phis, num_scales = quantizer.num_phis, schedule.num_scales
+    used = quantizer.phi_of_scale or schedule.phi_of_scale(num_phis or num_scales)
+    if init or len(set(used)) >= num_phis:
+        return
+    if quantizer.phi_of_scale:
+        raise ValueError(
+            f"tokenizer.quantizer.phi_of_scale {list(used)} uses {len(set(used))} of num_phis {num_phis}: "
+            "the others would never be trained; name all of them, or give fewer"
+        )
+    most = max(n for n in range(1, num_phis + 1) if len(set(schedule.phi_of_scale(n))) == n)
+    raise ValueError(
+        f"tokenizer.quantizer.num_phis {num_phis} is too many: {num_scales} scales would use "
+        f"{len(set(used))} of them, the others would never be trained; give at most {most}"
+    )
 
 
 class PriorRun(BaseModel):

@@ -18,6 +18,8 @@ from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.distributed import place
 from nextscale.evaluate.reconstruction import reconstruction_scores
+from nextscale.features.vit import load_vit
+from nextscale.features.weights import weights_digest
 from nextscale.generate.folder import save_model
 from nextscale.generate.settings import ModelSettings
 from nextscale.models import find_model
@@ -27,7 +29,7 @@ from nextscale.tokenizer.model import Tokenizer
 from nextscale.train.adversary import NUM_ADVERSARY_UNIFORMS, Adversary
 from nextscale.train.alarms import adversary_alarms, usage_alarms
 from nextscale.train.codes import CodeKeeper
-from nextscale.train.discriminator import Discriminator
+from nextscale.train.discriminator import DinoHeads, DinoView, Discriminator
 from nextscale.train.fine_tune import start_from
 from nextscale.train.optimizer import ParameterGroup
 from nextscale.train.settings import TokenizerRun
@@ -72,7 +74,14 @@ class TokenizerTask:
     def _with_discriminator(self) -> Adversary:
         """Put a discriminator beside the tokenizer in what is trained."""
         settings = self.run.discriminator
-        discriminator = place(Discriminator(settings, self.tokenizer.image_size), self.device)
+        view: DinoView | None = None
+        if settings.dino_weights:
+            network = load_vit(settings.dino_weights, purpose="weights of DINO")
+            view = DinoView(place(network, self.device))
+            discriminator: nn.Module = DinoHeads(settings, view)
+        else:
+            discriminator = Discriminator(settings, self.tokenizer.image_size)
+        place(discriminator, self.device)
         self.module = nn.ModuleDict({"tokenizer": self.tokenizer, "discriminator": discriminator})
         self.parameter_groups = (
             ParameterGroup(
@@ -82,8 +91,23 @@ class TokenizerTask:
         )  # fmt: skip
         return Adversary(
             discriminator, settings, last_layer=self.tokenizer.decoder.conv_out.weight,
-            weight=self.run.losses.adversarial, num_steps=self.run.loop.num_steps,
+            weight=self.run.losses.adversarial, num_steps=self.run.loop.num_steps, view=view,
         )  # fmt: skip
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the files of other networks that decide what is learnt."""
+        losses, perceptual = self.run.losses, self.run.perceptual
+        files = {
+            "perceptual_weights_sha256": perceptual.weights if losses.perceptual else "",
+            "perceptual_heads_sha256": perceptual.heads if losses.perceptual else "",
+            "dino_weights_sha256": self.run.discriminator.dino_weights,
+        }
+        return {
+            name: weights_digest(source, purpose=name.removesuffix("_sha256"))
+            for name, source in files.items()
+            if source
+        }
 
     @property
     def averaged(self) -> nn.Module:
@@ -105,8 +129,9 @@ class TokenizerTask:
         images = batch.items.to(self.device, memory_format=torch.channels_last)
         uniforms_BR = batch.uniforms_BR.to(self.device)
         decoded, quantized = self.tokenizer(
-            images, rotate=self.run.codes.gradient == "rotation", last_scale_B=self._last_scales(uniforms_BR)
-        )
+            images, rotate=self.run.codes.gradient == "rotation",
+            last_scale_B=self._last_scales(uniforms_BR), recompute=self.run.recompute,
+        )  # fmt: skip
         decoded = decoded.float()
         reconstruction, numbers = self.reconstruction(decoded, images)
         loss = (
