@@ -217,3 +217,9 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
         "--top-p", type=float, help="draw among the likeliest codes with this probability; 1 is off"
     )
     command.add_argument("--temperature", type=float, help="divides the logits")
+    command.add_argument(
+        "--num-unguided-scales", type=int, help="last scales without guidance, at half the work; 0 is none"
+    )
+    command.add_argument(
+        "--ssg", type=float, help="scaled spatial guidance, away from the coarser scale's logits; 0 is off"
+    )
