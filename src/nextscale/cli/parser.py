@@ -155,6 +155,11 @@ def _add_sample(add: AddCommand) -> None:
     sample.add_argument(
         "--smooth", action="store_true", help="mix codes instead of drawing one (pictures only)"
     )
+    sample.add_argument(
+        "--keep-best", type=float, metavar="SHARE",
+        help="rejection sampling: draw 1 / SHARE candidates per image, keep the one that the bundled "
+        "classifier is surest of; needs its classes",
+    )  # fmt: skip
     sample.add_argument("--batch", type=int, default=50, help="images at a time (default: 50)")
     sample.add_argument("--png", action="store_true", help="write every image as a PNG too")
     sample.add_argument("--npz", action="store_true", help="write samples.npz too (arr_0: uint8 N, H, W, 3)")

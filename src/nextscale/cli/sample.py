@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy
 from PIL import Image
@@ -14,8 +14,10 @@ from tqdm import tqdm
 from nextscale import checkpoint
 from nextscale.cli.output import check_new_folder
 from nextscale.distributed import choose_device
+from nextscale.features.classifier import load_classifier
 from nextscale.generate.generator import Generator
-from nextscale.generate.request import Label, resolve_label
+from nextscale.generate.rejection import Kept, keep_best, num_candidates
+from nextscale.generate.request import Label, Sampling, resolve_label
 from nextscale.generate.settings import SamplingSettings
 from nextscale.pixels import enlarge, grid
 
@@ -33,17 +35,51 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     seeds = options.seeds or list(range(options.seed, options.seed + len(labels)))
     if len(seeds) != len(labels):
         raise ValueError(f"{len(seeds)} seeds for {len(labels)} images: give one per image, or only --seed")
-    images = sample_images(
-        generator,
-        labels,
-        seeds,
-        batch=options.batch,
-        smooth=options.smooth,
-        settings=sampling_options(options),
-    )
+    settings, rejection = sampling_options(options), None
+    if options.keep_best is not None:
+        kept = _keep_best(generator, labels, seeds, options)
+        rejection = {
+            "keep_best": options.keep_best, "scorer": "cifar10-classifier", "seeds_of_the_request": seeds,
+            "drawn": kept.num_drawn, "acceptance_rate": kept.acceptance_rate,
+            "log_probabilities": list(kept.scores),
+        }  # fmt: skip
+        images, seeds = kept.result.images, list(kept.seeds)
+    else:
+        images = sample_images(
+            generator, labels, seeds, batch=options.batch, smooth=options.smooth, settings=settings
+        )
     with checkpoint.new_folder(out) as place:
-        _write(place, images, labels, seeds, generator, options)
-    print(f"{len(images)} images: {out / 'grid.png'}")
+        _write(place, images, labels, seeds, generator, options, rejection)
+    drawn = f" of {rejection['drawn']} drawn" if rejection else ""
+    print(f"{len(images)} images{drawn}: {out / 'grid.png'}")
+
+
+def _keep_best(
+    generator: Generator, labels: Sequence[Label], seeds: Sequence[int], options: argparse.Namespace
+) -> Kept:
+    """The candidates that the bundled classifier is surest of."""
+    candidates = num_candidates(options.keep_best)
+    if options.smooth:
+        raise ValueError("--keep-best needs tokens: leave out --smooth")
+    classifier = load_classifier()
+    if classifier.settings.class_names != generator.class_names:
+        raise ValueError(
+            f"--keep-best: the bundled classifier knows {', '.join(classifier.settings.class_names)}; "
+            "this model has other classes"
+        )
+    side = classifier.settings.image_size
+    if generator.tokenizer.image_size != (side, side):
+        height, width = generator.tokenizer.image_size
+        raise ValueError(
+            f"--keep-best: the bundled classifier looks at {side} x {side} pixels, this model makes {height} "
+            f"x {width}"
+        )
+    classifier.to(generator.prior.position.device)
+    with tqdm(total=len(labels) * candidates, unit="image", disable=None) as bar:
+        return keep_best(
+            generator, labels, seeds=seeds, candidates=candidates, score=classifier.confidence,
+            batch_size=options.batch, on_drawn=bar.update, **cast(Sampling, sampling_options(options)),
+        )  # fmt: skip
 
 
 def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -75,7 +111,7 @@ def _labels(words: Sequence[str], class_names: Sequence[str]) -> list[Label]:
 
 def _write(
     place: Path, images: numpy.ndarray, labels: Sequence[Label], seeds: Sequence[int], generator: Generator,
-    options: argparse.Namespace,
+    options: argparse.Namespace, rejection: dict[str, Any] | None,
 ) -> None:  # fmt: skip
     columns = options.per_label if options.per_label > 1 else int(numpy.ceil(len(images) ** 0.5))
     sheet = grid(enlarge(images, max(1, 64 // images.shape[1])), columns=columns)
@@ -85,6 +121,8 @@ def _write(
         "model": options.model, "labels": names, "seeds": list(seeds), "smooth": options.smooth,
         "sampling": {**generator.settings.sampling.model_dump(), **sampling_options(options)},
     }  # fmt: skip
+    if rejection:
+        record["rejection"] = rejection
     checkpoint.write_json(place / "settings.json", record)
     if options.png:
         (place / "images").mkdir()
