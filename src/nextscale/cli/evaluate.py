@@ -20,6 +20,7 @@ from nextscale.evaluate.agreement import class_agreement
 from nextscale.evaluate.prediction import prediction_scores
 from nextscale.evaluate.reconstruction import reconstruction_scores
 from nextscale.features.classifier import load_classifier
+from nextscale.features.extractor import Extractor, load_extractor
 from nextscale.generate.generator import Generator
 from nextscale.pixels import enlarge, grid
 
@@ -41,7 +42,9 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     if options.data:
         source = open_source(options.data)
         scores["data"] = options.data
-        scores["reconstruction"] = reconstruction_scores(generator.tokenizer, source, limit=options.limit)
+        scores["reconstruction"] = reconstruction_scores(
+            generator.tokenizer, source, limit=options.limit, extractor=_fitting_extractor(generator)
+        )
         if generator.settings.prior is not None:
             if source.class_names != generator.class_names:
                 raise ValueError(
@@ -58,6 +61,13 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
             if sheet is not None:
                 Image.fromarray(sheet).save(place / "samples.png")
     print(json.dumps(scores, indent=2))
+
+
+def _fitting_extractor(generator: Generator) -> Extractor | None:
+    """The bundled classifier's features, where the model makes images of its size."""
+    extractor = load_extractor("cifar", device=next(generator.tokenizer.parameters()).device)
+    side = extractor.image_size
+    return extractor if generator.tokenizer.image_size == (side, side) else None
 
 
 def _score_samples(generator: Generator, options: argparse.Namespace) -> tuple[dict[str, Any], numpy.ndarray]:
