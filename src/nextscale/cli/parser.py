@@ -66,7 +66,7 @@ def build_parser() -> Parser:
 
     for add_command in (
         _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_reconstruct, _add_convert,
-        _add_evaluate,
+        _add_evaluate, _add_neighbours,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -210,6 +210,33 @@ def _add_evaluate(add: AddCommand) -> None:
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the first sample; the others count on")
     evaluate.add_argument("--out", help="new folder for scores.json and the sample grid")
     evaluate.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
+
+
+def _add_neighbours(add: AddCommand) -> None:
+    neighbours = add("neighbours", "Look for training images that a model repeats.", "neighbours")
+    neighbours.add_argument("images", metavar="MODEL_OR_IMAGES", help="a model, or a source of images")
+    neighbours.add_argument(
+        "--training", required=True, help="the training images (a source as for data check)"
+    )
+    neighbours.add_argument(
+        "--num-samples", type=int, default=200, help="samples, or images at most (default: 200)"
+    )
+    neighbours.add_argument("--limit", type=int, help="training images at most (default: all)")
+    neighbours.add_argument(
+        "--neighbours", type=int, default=8, help="training images beside each sample (default: 8)"
+    )
+    neighbours.add_argument("--shown", type=int, default=20, help="samples on the picture (default: 20)")
+    neighbours.add_argument(
+        "--features", default="cifar", help="network that compares them (default: cifar, the bundled one)"
+    )
+    neighbours.add_argument("--weights", help="of the network: a file, or hub:OWNER/NAME/FILE")
+    neighbours.add_argument("--size", type=int, help="side of the crops of images in pixels")
+    _add_sampling(neighbours)
+    neighbours.add_argument(
+        "--seed", type=int, default=0, help="seed of the first sample; the others count on"
+    )
+    neighbours.add_argument("--out", default="neighbours", help="new folder to write (default: neighbours)")
+    neighbours.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
