@@ -66,7 +66,7 @@ def build_parser() -> Parser:
 
     for add_command in (
         _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_reconstruct, _add_convert,
-        _add_evaluate, _add_neighbours,
+        _add_evaluate, _add_likelihood, _add_neighbours,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -210,6 +210,20 @@ def _add_evaluate(add: AddCommand) -> None:
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the first sample; the others count on")
     evaluate.add_argument("--out", help="new folder for scores.json and the sample grid")
     evaluate.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
+
+
+def _add_likelihood(add: AddCommand) -> None:
+    likelihood = add(
+        "likelihood", "Bits that a model needs for the tokens of images, and their classes.", "likelihood"
+    )
+    likelihood.add_argument("model", help="bundled model or model folder")
+    likelihood.add_argument("--data", required=True, help="labelled images (a source as for data check)")
+    likelihood.add_argument("--limit", type=int, help="images at most, spread over --data (default: all)")
+    likelihood.add_argument(
+        "--classify", action="store_true", help="try every class: which explains an image best?"
+    )
+    likelihood.add_argument("--batch", type=int, default=50, help="passes at a time (default: 50)")
+    likelihood.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
 
 
 def _add_neighbours(add: AddCommand) -> None:
