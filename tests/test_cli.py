@@ -64,7 +64,15 @@ def test_help_is_instant() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "demo", "data", "train", "tokenize", "sample", "reconstruct", "convert", "evaluate", "likelihood",
+        "demo",
+        "data",
+        "train",
+        "tokenize",
+        "sample",
+        "reconstruct",
+        "convert",
+        "evaluate",
+        "likelihood",
         "neighbours",
     ],
 )

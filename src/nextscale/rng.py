@@ -21,7 +21,8 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 # What the numbers are for, in the highest bits of a key's second half: no two purposes share a stream.
-_TOKENS, _CODES, _SAMPLE, _ORDER, _STEP, _CANDIDATE = (purpose << 60 for purpose in range(6))
+_TOKENS, _CODES, _SAMPLE, _ORDER, _STEP = (purpose << 60 for purpose in range(5))
+_CANDIDATE = 15 << 60
 
 
 def _generator(first: int, second: int) -> numpy.random.Generator:

@@ -241,7 +241,7 @@ def _add_neighbours(add: AddCommand) -> None:
     )
     neighbours.add_argument("--shown", type=int, default=20, help="samples on the picture (default: 20)")
     neighbours.add_argument(
-        "--features", default="cifar", help="network that compares them (default: cifar, the bundled one)"
+        "--features", default="cifar", help="network that compares them: cifar (bundled, default), inception"
     )
     neighbours.add_argument("--weights", help="of the network: a file, or hub:OWNER/NAME/FILE")
     neighbours.add_argument("--size", type=int, help="side of the crops of images in pixels")

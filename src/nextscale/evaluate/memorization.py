@@ -16,30 +16,30 @@ import numpy
 import torch
 from torch import Tensor
 
-_BLOCK = 1024
+from nextscale.evaluate.precision_recall import squared_distances
 
 #: Distances below this part of the median of t are rounding: the features of equal images differ so little
 #: when they are computed in batches of other sizes.
 _ROUNDING = 1e-4
 
 
+@torch.no_grad()
 def nearest_neighbours(
-    queries_ND: Tensor, others_MD: Tensor, *, count: int = 1, same: bool = False, block: int = _BLOCK
+    queries_ND: Tensor, others_MD: Tensor, *, count: int = 1, same: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The nearest of others to each query, by Euclidean distance: every pair is looked at, block by block.
+    """The nearest of others to each query, by Euclidean distance: every pair is looked at, chunk by chunk.
 
-    Takes 4 block^2 bytes (4 MiB) beside its arguments and results, whatever N and M. Differences are squared
-    one by one, not by way of a matrix product, whose rounding would hide that two features are equal.
+    Takes the memory of `squared_distances` and of both features in float64, whatever N.
 
     Args:
-        queries_ND: float32.
-        others_MD: float32.
+        queries_ND: float.
+        others_MD: float.
         count: K, neighbours of each query, nearest first.
         same: query i is others i, which does not count as its own neighbour.
-        block: rows and columns of a block.
 
     Returns:
-        distances float32 (N, K) and indices into the others int64 (N, K).
+        distances float64 (N, K), right to about 1e-7 of the features' size, and indices into the others int64
+        (N, K).
 
     Raises:
         ValueError: fewer others than neighbours asked for.
@@ -49,35 +49,30 @@ def nearest_neighbours(
         raise ValueError(
             f"{count} neighbours asked for among {available} other images: give 1 to {available}"
         )
-    rows = []
-    for start in range(0, len(queries_ND), block):
-        part = queries_ND[start : start + block]
-        distances, indices = part.new_empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.int64)
-        for first in range(0, len(others_MD), block):
-            found = torch.cdist(
-                part, others_MD[first : first + block], compute_mode="donot_use_mm_for_euclid_dist"
-            )
-            if same and first == start:
-                found.fill_diagonal_(torch.inf)
-            near, places = found.topk(min(count, found.shape[1]), dim=1, largest=False)
-            both = torch.cat([distances, near], dim=1)
-            distances, best = both.topk(min(count, both.shape[1]), dim=1, largest=False)
-            indices = torch.cat([indices, places + first], dim=1).gather(1, best)
-        rows.append((distances, indices))
-    return torch.cat([one for one, _ in rows]), torch.cat([other for _, other in rows])
+    center_D = others_MD.double().mean(dim=0)
+    queries_ND, others_MD = queries_ND.double() - center_D, others_MD.double() - center_D
+    distances, indices = [], []
+    for start, squares_CM in squared_distances(queries_ND, others_MD):
+        if same:
+            rows = torch.arange(len(squares_CM), device=squares_CM.device)
+            squares_CM[rows, start + rows] = torch.inf
+        near_CK, places_CK = squares_CM.topk(count, dim=1, largest=False)
+        distances.append(near_CK.sqrt())
+        indices.append(places_CK)
+    return torch.cat(distances), torch.cat(indices)
 
 
 @dataclass(frozen=True)
 class Memorization:
     """Samples and their nearest training images."""
 
-    distances_NK: numpy.ndarray  #: float32, nearest first
+    distances_NK: numpy.ndarray  #: float64, nearest first
     indices_NK: numpy.ndarray  #: int64, which training images
-    training_M: numpy.ndarray  #: float32, t: of each training image to the nearest other one
+    training_M: numpy.ndarray  #: float64, t: of each training image to the nearest other one
 
     @property
     def ratios_N(self) -> numpy.ndarray:
-        """Distance to the nearest training image / that image's own t: float32 (N,).
+        """Distance to the nearest training image / that image's own t: float64 (N,).
 
         Below 1 no other training image is as near to it as the sample. A copy has 0, even of an image that
         the training images hold twice.
@@ -118,8 +113,8 @@ def memorization(samples_ND: Tensor, training_MD: Tensor, *, num_neighbours: int
     Takes N M + M^2 distances.
 
     Args:
-        samples_ND: float32, features of the samples.
-        training_MD: float32, features of the training images by the same network; at least two.
+        samples_ND: float, features of the samples.
+        training_MD: float, features of the training images by the same network; at least two.
         num_neighbours: K.
 
     Raises:

@@ -2,7 +2,8 @@
 
 Letters: B batch, H W pixels, D features, K classes.
 Special here: a score is comparable only where network, weights and resizing are the same, so an extractor
-carries the name of its metric and the digest of its weights, which belong beside every number.
+carries the name of its metric and the digest of its weights, which belong beside every number; and it
+computes in plain float32, whatever surrounds it (GPUs would round convolutions to TF32).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor
 from nextscale import checkpoint
 from nextscale.distributed import place
 from nextscale.features.classifier import BUNDLED_CLASSIFIER, load_classifier
+from nextscale.features.inception import POOL_DIM, load_inception
+from nextscale.features.weights import weights_digest
 
 ExtractorName = Literal["inception", "dinov2", "cifar"]
 
@@ -56,7 +59,11 @@ class Extractor:
                 f"{shape[1]}: resize them, or choose another extractor"
             )
         pixels = torch.from_numpy(numpy.ascontiguousarray(images_BHWC.transpose(0, 3, 1, 2)))
-        return self.look(pixels.to(self.device))
+        with (
+            torch.autocast(self.device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False),
+        ):
+            return self.look(pixels.to(self.device))
 
 
 def load_extractor(
@@ -67,6 +74,7 @@ def load_extractor(
     - ``cifar``: the bundled classifier for CIFAR-10; ``pool`` is what its last linear layer reads. Each image
       counts as it is: its mirror image is not looked at, or a generator that mirrors half of its images would
       pass unseen.
+    - ``inception``: the network of FID with its published weights, see `nextscale.features.inception`.
 
     Args:
         name: which network.
@@ -81,7 +89,10 @@ def load_extractor(
         if weights is not None:
             raise ValueError(f"weights {weights} given, but cifar is the bundled classifier: leave them out")
         return _cifar(device)
-    raise ValueError(f"no extractor {name!r}: expected cifar")
+    if name == "inception":
+        digest = weights_digest(weights or "", purpose="weights of inception")
+        return Extractor("FID", POOL_DIM, digest, None, device, place(load_inception(weights or ""), device))
+    raise ValueError(f"no extractor {name!r}: expected cifar or inception")
 
 
 def _cifar(device: torch.device) -> Extractor:

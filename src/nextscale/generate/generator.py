@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale.generate.folder import load_prior, load_tokenizer, read_settings, save_model
-from nextscale.generate.guidance import guide, num_guided_scales, ramp, sharpen
+from nextscale.generate.guidance import guidance_weights, guide, num_guided_scales, ramp, sharpen
 from nextscale.generate.request import Label, Request, Sampling, build_request
 from nextscale.generate.sampling import draw_tokens, mix_codes
 from nextscale.generate.settings import ModelSettings
@@ -175,7 +175,8 @@ class Generator:
         """The tokens (B, T) of each scale, and the map (B, C, h, w) accumulated up to it."""
         prior, quantizer, schedule = self.prior, self.tokenizer.quantizer, self.settings.schedule
         batch, device = len(request.seeds), request.labels_B.device
-        num_guided, sharpened = num_guided_scales(request.guidance_SB), bool((request.ssg_B > 0).any())
+        weights_SB = guidance_weights(request.guidance_B, request.num_unguided_B, schedule.num_scales)
+        num_guided, sharpened = num_guided_scales(weights_SB), bool((request.ssg_B > 0).any())
         labels = request.labels_B
         if num_guided:  # both branches in one batch
             labels = torch.cat([labels, torch.full_like(labels, prior.unconditional)])
@@ -195,7 +196,7 @@ class Generator:
                 inputs = torch.cat([inputs, inputs])
             logits = prior.step(scale, condition, inputs, cache)
             if scale < num_guided:
-                logits = guide(logits[:batch], logits[batch:], request.guidance_SB[scale])
+                logits = guide(logits[:batch], logits[batch:], weights_SB[scale])
             before, coarser = coarser, logits
             if before is not None and sharpened:
                 sizes = schedule.sizes[scale - 1], schedule.sizes[scale]

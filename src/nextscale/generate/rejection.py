@@ -107,15 +107,14 @@ def keep_best(
                 best[image] = value, tried[row], result.images_BCHW[row], result.tokens_BL[row]
         on_drawn(len(part))
     values, kept_seeds, kept_images, tokens = zip(*(best[image] for image in range(len(labels))), strict=True)
-    result = Result(torch.stack(kept_images), torch.stack(tokens))
-    return Kept(result, kept_seeds, values, len(pairs))
+    return Kept(Result(torch.stack(kept_images), torch.stack(tokens)), kept_seeds, values, len(pairs))
 
 
 def _rows(settings: Sampling, images: Sequence[int]) -> Sampling:
     """The settings of some images, where they have settings of their own."""
     chosen = {
         name: value
-        if value is None or isinstance(value, (int, float, numpy.number))
+        if value is None or isinstance(value, (int, float, str, numpy.number))
         else [value[image] for image in images]  # type: ignore[index]
         for name, value in settings.items()
     }

@@ -1,6 +1,6 @@
 """What a caller asked for, checked and spread over the images of a batch.
 
-Letters: B batch, S scales.
+Letters: B batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy
 import torch
 from torch import Tensor
 
-from nextscale.generate.guidance import guidance_weights
 from nextscale.generate.sampling import Draw
 from nextscale.generate.settings import ModelSettings, SamplingSettings
 from nextscale.rng import check_seeds
@@ -38,7 +37,8 @@ class Request(NamedTuple):
 
     labels_B: Tensor  #: int64; the unconditional class is num_classes
     seeds: tuple[int, ...]
-    guidance_SB: Tensor  #: float32, of each scale
+    guidance_B: Tensor  #: float32
+    num_unguided_B: Tensor  #: int64
     ssg_B: Tensor  #: float32
     draw: Draw
     smooth: bool
@@ -98,15 +98,16 @@ def build_request(
             f"{len(labels)} labels and {len(seeds)} seeds: give one of each per image, at least one"
         )
     check_seeds(seeds)
-    count, num_scales, chosen = len(labels), model.schedule.num_scales, _chosen(model.sampling, overrides)
+    count, chosen = len(labels), _chosen(model.sampling, overrides)
     guidance = _spread("guidance", chosen["guidance"], count, low=0.0)
     vocab_size = model.tokenizer.quantizer.vocab_size
     top_k = _spread_whole("top_k", chosen["top_k"], count, high=vocab_size, ends="0 is off, 1 is greedy")
     top_p = _spread("top_p", chosen["top_p"], count, low=0.0, high=1.0, above=True)
     temperature = _spread("temperature", chosen["temperature"], count, low=0.0, above=True)
     unguided = _spread_whole(
-        "num_unguided_scales", chosen["num_unguided_scales"], count, high=num_scales, ends="0 is none"
-    )
+        "num_unguided_scales", chosen["num_unguided_scales"], count, high=model.schedule.num_scales,
+        ends="0 is none",
+    )  # fmt: skip
     ssg = _spread("ssg", chosen["ssg"], count, low=0.0)
 
     def floats(values: list[float]) -> Tensor:
@@ -115,7 +116,8 @@ def build_request(
     return Request(
         labels_B=torch.tensor([resolve_label(label, model.class_names) for label in labels], device=device),
         seeds=tuple(int(seed) for seed in seeds),
-        guidance_SB=guidance_weights(floats(guidance), torch.tensor(unguided, device=device), num_scales),
+        guidance_B=floats(guidance),
+        num_unguided_B=torch.tensor(unguided, device=device),
         ssg_B=floats(ssg),
         draw=Draw(
             torch.tensor(top_k, device=device),
