@@ -104,7 +104,9 @@ def keep_best(
         assert result.tokens_BL is not None
         for row, (image, value) in enumerate(zip(images, scores.tolist(), strict=True)):
             if image not in best or value > best[image][0]:
-                best[image] = value, tried[row], result.images_BCHW[row], result.tokens_BL[row]
+                # copies, or each row would keep its whole batch in memory
+                kept = result.images_BCHW[row].clone(), result.tokens_BL[row].clone()
+                best[image] = value, tried[row], *kept
         on_drawn(len(part))
     values, kept_seeds, kept_images, tokens = zip(*(best[image] for image in range(len(labels))), strict=True)
     return Kept(Result(torch.stack(kept_images), torch.stack(tokens)), kept_seeds, values, len(pairs))
