@@ -5,7 +5,8 @@ Special here: a distance means nothing by itself, so each is held against the di
 images: t_j is the distance of training image j to the nearest *other* training image. Fresh images of the
 same distribution would lie within the q-quantile of t in about a share q of cases; a generator that repeats
 what it has seen lies there more often. One that makes other images, bad ones among them, lies there less
-often: few neighbours are no praise. What the network does not see, nobody sees here.
+often: few neighbours are no praise. What the network does not see, nobody sees here; near copies may have
+ratios close to 1 (docs/log.md), so look at the nearest ones.
 """
 
 from __future__ import annotations
