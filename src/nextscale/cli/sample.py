@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy
 from PIL import Image
@@ -13,11 +13,10 @@ from tqdm import tqdm
 
 from nextscale import checkpoint
 from nextscale.cli.output import check_new_folder
+from nextscale.cli.rejection import best_images
 from nextscale.distributed import choose_device
-from nextscale.features.classifier import load_classifier
 from nextscale.generate.generator import Generator
-from nextscale.generate.rejection import Kept, keep_best, num_candidates
-from nextscale.generate.request import Label, Sampling, resolve_label
+from nextscale.generate.request import Label, resolve_label
 from nextscale.generate.settings import SamplingSettings
 from nextscale.pixels import enlarge, grid
 
@@ -37,13 +36,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         raise ValueError(f"{len(seeds)} seeds for {len(labels)} images: give one per image, or only --seed")
     settings, rejection = sampling_options(options), None
     if options.keep_best is not None:
-        kept = _keep_best(generator, labels, seeds, options)
-        rejection = {
-            "keep_best": options.keep_best, "scorer": "cifar10-classifier", "seeds_of_the_request": seeds,
-            "drawn": kept.num_drawn, "acceptance_rate": kept.acceptance_rate,
-            "log_probabilities": list(kept.scores),
-        }  # fmt: skip
-        images, seeds = kept.result.images, list(kept.seeds)
+        images, seeds, rejection = best_images(generator, labels, seeds, settings=settings, options=options)
     else:
         images = sample_images(
             generator, labels, seeds, batch=options.batch, smooth=options.smooth, settings=settings
@@ -52,34 +45,6 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         _write(place, images, labels, seeds, generator, options, rejection)
     drawn = f" of {rejection['drawn']} drawn" if rejection else ""
     print(f"{len(images)} images{drawn}: {out / 'grid.png'}")
-
-
-def _keep_best(
-    generator: Generator, labels: Sequence[Label], seeds: Sequence[int], options: argparse.Namespace
-) -> Kept:
-    """The candidates that the bundled classifier is surest of."""
-    candidates = num_candidates(options.keep_best)
-    if options.smooth:
-        raise ValueError("--keep-best needs tokens: leave out --smooth")
-    classifier = load_classifier()
-    if classifier.settings.class_names != generator.class_names:
-        raise ValueError(
-            f"--keep-best: the bundled classifier knows {', '.join(classifier.settings.class_names)}; "
-            "this model has other classes"
-        )
-    side = classifier.settings.image_size
-    if generator.tokenizer.image_size != (side, side):
-        height, width = generator.tokenizer.image_size
-        raise ValueError(
-            f"--keep-best: the bundled classifier looks at {side} x {side} pixels, this model makes {height} "
-            f"x {width}"
-        )
-    classifier.to(generator.prior.position.device)
-    with tqdm(total=len(labels) * candidates, unit="image", disable=None) as bar:
-        return keep_best(
-            generator, labels, seeds=seeds, candidates=candidates, score=classifier.confidence,
-            batch_size=options.batch, on_drawn=bar.update, **cast(Sampling, sampling_options(options)),
-        )  # fmt: skip
 
 
 def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
