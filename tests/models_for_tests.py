@@ -203,7 +203,7 @@ def slow_draw(probabilities: Sequence[float], uniform: float) -> int:
 @torch.no_grad()
 def slow_sample(
     generator: Generator, label: int, seed: int, *, guidance: float = 0.0, top_k: int = 0, top_p: float = 1.0,
-    temperature: float = 1.0,
+    temperature: float = 1.0, num_unguided_scales: int = 0,
 ) -> Tensor:  # fmt: skip
     """One image's tokens (1, L) from whole passes over all scales: no cache, no batch, one loop per token.
 
@@ -219,6 +219,8 @@ def slow_sample(
         conditional = generator.prior(torch.tensor([label]), inputs)
         unconditional = generator.prior(torch.tensor([len(generator.class_names)]), inputs)
         weight = guidance * (scale / (schedule.num_scales - 1) if schedule.num_scales > 1 else 1)
+        if schedule.num_scales - scale <= num_unguided_scales:
+            weight = 0
         logits = ((1 + weight) * conditional - weight * unconditional)[0]
         for place in range(schedule.offsets[scale], schedule.offsets[scale + 1]):
             chances = slow_filter(logits[place].tolist(), top_k=top_k, top_p=top_p, temperature=temperature)

@@ -20,6 +20,7 @@ from models_for_tests import CLASSES, model_settings, picture, random_generator,
 from nextscale import Generator
 from nextscale.cli import main
 from nextscale.cli.parser import build_parser
+from nextscale.generate.request import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +56,26 @@ def test_help_is_instant() -> None:
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.5
     assert all(
-        f"\n    {name} " in result.stdout
+        f"\n    {name}" in result.stdout
         for name in ("demo", "train", "tokenize", "sample", "evaluate", "convert", "statistics")
     )
 
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "data", "train", "tokenize", "sample", "reconstruct", "convert", "evaluate", "statistics"],
+    [
+        "demo",
+        "data",
+        "train",
+        "tokenize",
+        "sample",
+        "reconstruct",
+        "convert",
+        "evaluate",
+        "statistics",
+        "likelihood",
+        "neighbours",
+    ],
 )
 def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -84,12 +97,14 @@ def test_sampling_all_classes(model: Path, here: Path, capsys: pytest.CaptureFix
     assert _pixels(here / "samples" / "grid.png").shape == (3 * 66 + 2, 4 * 66 + 2, 3)
     record = json.loads((here / "samples" / "settings.json").read_text())
     assert record["labels"] == list(CLASSES) and record["seeds"] == list(range(10))
-    assert record["sampling"] == {"guidance": 1.0, "top_k": 20, "top_p": 1.0, "temperature": 1.0}
+    expected = {"guidance": 1.0, "top_k": 20, "top_p": 1.0, "temperature": 1.0}
+    assert record["sampling"] == {**expected, "num_unguided_scales": 0, "ssg": 0.0}
 
 
 def test_sampling_names_numbers_and_none(model: Path, here: Path) -> None:
     which = ["--labels", "frog", "3", "none", "--per-label", "2", "--seed", "5", "--batch", "4"]
     how = ["--guidance", "2", "--top-k", "0", "--top-p", "0.9", "--temperature", "0.8"]
+    how += ["--num-unguided-scales", "2", "--ssg", "0.3"]
     assert main(["sample", str(model), *which, *how, "--png", "--npz", "--out", "deep/out"]) == 0
     out = here / "deep" / "out"
     names = [
@@ -104,13 +119,14 @@ def test_sampling_names_numbers_and_none(model: Path, here: Path) -> None:
         numpy.array_equal(_pixels(out / "images" / name), image)
         for name, image in zip(names, images, strict=True)
     )
-    expected = Generator.load(model)(
-        [6, 6, 3, 3, None, None], seeds=range(5, 11), guidance=2, top_k=0, top_p=0.9, temperature=0.8
-    )
+    sampling: Sampling = {
+        "guidance": 2.0, "top_k": 0, "top_p": 0.9, "temperature": 0.8, "num_unguided_scales": 2, "ssg": 0.3,
+    }  # fmt: skip
+    expected = Generator.load(model)([6, 6, 3, 3, None, None], seeds=range(5, 11), **sampling)
     assert numpy.array_equal(images, expected.images)
     assert _pixels(out / "grid.png").shape == (3 * 66 + 2, 2 * 66 + 2, 3)
     record = json.loads((out / "settings.json").read_text())
-    assert record["sampling"] == {"guidance": 2.0, "top_k": 0, "top_p": 0.9, "temperature": 0.8}
+    assert record["sampling"] == sampling
     assert record["labels"][-1] == "none" and not record["smooth"]
 
 

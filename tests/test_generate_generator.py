@@ -20,6 +20,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"guidance": 0.5, "top_p": 0.8},
     {"top_k": 20, "top_p": 0.6, "temperature": 0.7},
     {"guidance": 3.0, "top_k": 1},
+    {"guidance": 2.0, "num_unguided_scales": 2},
 ]
 
 
@@ -109,6 +110,8 @@ def test_one_at_a_time_or_in_a_batch_with_settings_of_their_own(generator: Gener
         "top_k": [0, 5, 1, 30] * 4,
         "top_p": [1.0, 0.9, 0.5, 0.99, 0.3, 0.8, 1.0, 0.6] * 2,
         "temperature": [1.0, 0.7, 1.6, 1.0] * 4,
+        "num_unguided_scales": [0, 1, 0, 4] * 4,
+        "ssg": [0.0, 0.5, 0.0, 0.2, 1.0, 0.0, 0.3, 0.0] * 2,
     }
     together = tokens_of(generator(labels, seeds=range(100, 116), **settings))
     alone = torch.cat(
@@ -210,7 +213,7 @@ def test_greedy_needs_no_seed(generator: Generator) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"top_k": 2}, {"top_p": 0.3}, {"temperature": 0.3}, {"guidance": 2.0}, {"smooth": True}],
+    [{"top_k": 2}, {"top_p": 0.3}, {"temperature": 0.3}, {"guidance": 2.0}, {"ssg": 1.0}, {"smooth": True}],
     ids=str,
 )
 def test_every_setting_changes_the_image(generator: Generator, change: dict[str, Any]) -> None:
@@ -220,7 +223,8 @@ def test_every_setting_changes_the_image(generator: Generator, change: dict[str,
 
 
 def test_sampling_settings_of_the_model_are_the_default() -> None:
-    own = {"guidance": 2.0, "top_k": 9, "top_p": 0.8, "temperature": 1.2}
+    own: dict[str, Any] = {"guidance": 2.0, "top_k": 9, "top_p": 0.8, "temperature": 1.2}
+    own |= {"num_unguided_scales": 1, "ssg": 0.5}
     model, plain = random_generator(model_settings(sampling=own)), random_generator()
     assert _same(model([1, 2], seeds=[3, 4]), plain([1, 2], seeds=[3, 4], **own))
     other = {**own, "guidance": 0.0}

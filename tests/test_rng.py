@@ -13,6 +13,7 @@ seeds = st.integers(0, 2**63 - 1)
 
 TOKEN_UNIFORMS = [0.011546754286331562, 0.24154919656271812, 0.11142585551493822]
 EPOCH_ORDER = [3, 1, 4, 6, 7, 2, 5, 0]
+CANDIDATE = 1849222364468134837
 
 
 @given(
@@ -40,6 +41,7 @@ def test_the_numbers_stay_what_they_are_between_versions() -> None:
     """A seed is a promise: numpy 1.26 and 2.4 draw these, and that must never change."""
     assert rng.token_uniforms(0, 3).tolist() == TOKEN_UNIFORMS
     assert rng.epoch_order(0, 0, 8).tolist() == EPOCH_ORDER
+    assert rng.candidate_seed(0, 1) == CANDIDATE
 
 
 @given(seeds, st.integers(1, 30), st.integers(1, 30))
@@ -106,3 +108,11 @@ def test_seeds_that_are_none(seed: object) -> None:
 
 def test_seeds_may_be_numpy_numbers() -> None:
     rng.check_seeds([0, 2**63 - 1, numpy.int64(3)])
+
+
+@given(seeds, seeds)
+def test_candidates_have_seeds_of_their_own(one: int, other: int) -> None:
+    of_one, of_other = ([rng.candidate_seed(seed, number) for number in range(8)] for seed in (one, other))
+    assert of_one[0] == one and len(set(of_one)) == 8
+    rng.check_seeds(of_one)
+    assert one == other or not set(of_one) & set(of_other)

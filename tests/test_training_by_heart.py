@@ -15,6 +15,7 @@ from models_for_tests import write_pictures
 from nextscale import Generator
 from nextscale.data.loader import evaluation_batches
 from nextscale.data.sources import open_source
+from nextscale.evaluate.likelihood import likelihood_scores
 from nextscale.evaluate.similarity import psnr
 from nextscale.pixels import to_model, to_uint8
 from nextscale.train import loop as train_loop
@@ -93,6 +94,9 @@ def test_pictures_learned_by_heart_come_back(
         psnr(reconstructed, numpy.broadcast_to(image, pixels.shape)).argmax() for image in result.images
     ]
     assert (numpy.array(nearest) == labels).mean() > 0.9
+
+    scores = likelihood_scores(generator.tokenizer, generator.prior, source, classify=True)
+    assert scores["classification"]["accuracy"] > 0.9 and scores["bits_per_token"] < 1
 
     for stage, left in (("tokenizer", 0.9), ("prior", 0.4)):
         records = read_log(tmp_path / stage / "log.jsonl")

@@ -57,6 +57,7 @@ def test_a_folder_that_is_no_run(home: Path, tmp_path: Path) -> None:
         ({"tokenizer_from": ""}, "no tokenizer given: set --tokenizer_from"),
         ({"tokenizer_from": "nowhere"}, "no model 'nowhere'"),
         ({"sampling": {"top_k": 49}}, "top_k 49 exceeds the 48 codes of the tokenizer"),
+        ({"sampling": {"num_unguided_scales": 9}}, "num_unguided_scales 9 exceeds the . scales of the"),
         ({"prior": {"depth": 1, "model_dim": 5, "num_heads": 2}}, "not divisible by num_heads"),
         ({"data": {"source": ""}}, "no data source given"),
         ({"data": {"source": "nowhere"}}, "nowhere does not exist"),

@@ -22,6 +22,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 # What the numbers are for, in the highest bits of a key's second half: no two purposes share a stream.
 _TOKENS, _CODES, _SAMPLE, _ORDER, _STEP = (purpose << 60 for purpose in range(5))
+_CANDIDATE = 15 << 60
 
 
 def _generator(first: int, second: int) -> numpy.random.Generator:
@@ -67,3 +68,8 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> numpy.ndarray:
 def step_generator(seed: int, step: int) -> numpy.random.Generator:
     """Random numbers of a training step that belong to no sample (moving idle codes)."""
     return _generator(seed, _STEP | step)
+
+
+def candidate_seed(seed: int, number: int) -> int:
+    """The seed of an image's candidate in rejection sampling; candidate 0 has the image's own."""
+    return int(_generator(int(seed), _CANDIDATE | number).integers(_MAX_SEED + 1)) if number else int(seed)

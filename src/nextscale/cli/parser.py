@@ -9,7 +9,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from nextscale.cli.scoring_options import add_evaluate_options, add_statistics_options
+from nextscale.cli.scoring_options import (
+    add_evaluate_options,
+    add_likelihood_options,
+    add_neighbours_options,
+    add_statistics_options,
+)
 
 #: A command: its exit code, or nothing when all went well.
 Run = Callable[[argparse.Namespace, Sequence[str]], int | None]
@@ -68,7 +73,7 @@ def build_parser() -> Parser:
 
     for add_command in (
         _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_reconstruct, _add_convert,
-        _add_evaluate, _add_statistics,
+        _add_evaluate, _add_statistics, _add_likelihood, _add_neighbours,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -157,6 +162,11 @@ def _add_sample(add: AddCommand) -> None:
     sample.add_argument(
         "--smooth", action="store_true", help="mix codes instead of drawing one (pictures only)"
     )
+    sample.add_argument(
+        "--keep-best", type=float, metavar="SHARE",
+        help="rejection sampling: draw 1 / SHARE candidates per image, keep the one that the bundled "
+        "classifier is surest of; needs its classes",
+    )  # fmt: skip
     sample.add_argument("--batch", type=int, default=50, help="images at a time (default: 50)")
     sample.add_argument("--png", action="store_true", help="write every image as a PNG too")
     sample.add_argument("--npz", action="store_true", help="write samples.npz too, as an .npz for --out")
@@ -210,6 +220,19 @@ def _add_statistics(add: AddCommand) -> None:
     add_statistics_options(statistics)
 
 
+def _add_likelihood(add: AddCommand) -> None:
+    likelihood = add(
+        "likelihood", "Bits that a model needs for the tokens of images, and their classes.", "likelihood"
+    )
+    add_likelihood_options(likelihood)
+
+
+def _add_neighbours(add: AddCommand) -> None:
+    neighbours = add("neighbours", "Look for training images that a model repeats.", "neighbours")
+    add_neighbours_options(neighbours)
+    _add_sampling(neighbours)
+
+
 def _add_sampling(command: argparse.ArgumentParser) -> None:
     """Sampling settings; what is not given is the model's own."""
     command.add_argument(
@@ -220,3 +243,9 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
         "--top-p", type=float, help="draw among the likeliest codes with this probability; 1 is off"
     )
     command.add_argument("--temperature", type=float, help="divides the logits")
+    command.add_argument(
+        "--num-unguided-scales", type=int, help="last scales without guidance, at half the work; 0 is none"
+    )
+    command.add_argument(
+        "--ssg", type=float, help="scaled spatial guidance, away from the coarser scale's logits; 0 is off"
+    )

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from nextscale import checkpoint
 from nextscale.cli.output import check_new_folder
+from nextscale.cli.rejection import best_images
 from nextscale.distributed import choose_device
 from nextscale.evaluate.npz import LABELS, new_npz
 from nextscale.generate.generator import Generator
@@ -37,18 +38,25 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     seeds = options.seeds or list(range(options.seed, options.seed + len(labels)))
     if len(seeds) != len(labels):
         raise ValueError(f"{len(seeds)} seeds for {len(labels)} images: give one per image, or only --seed")
-    given = sampling_options(options)
-    batches = sample_batches(
-        generator, labels, seeds, batch=options.batch, smooth=options.smooth, settings=given
-    )
+    given, rejection = sampling_options(options), None
+    batches: Iterable[numpy.ndarray]
+    if options.keep_best is None:
+        batches = sample_batches(
+            generator, labels, seeds, batch=options.batch, smooth=options.smooth, settings=given
+        )
+    else:
+        images, seeds, rejection = best_images(generator, labels, seeds, settings=given, options=options)
+        batches = [images]
+    record = _record(labels, seeds, generator, options) | ({"rejection": rejection} if rejection else {})
+    drawn = f" of {rejection['drawn']} drawn" if rejection else ""
     if out.suffix == ".npz":
-        _write_npz(out, batches, labels, generator, _record(labels, seeds, generator, options))
-        print(f"{len(labels)} images: {out}")
+        _write_npz(out, batches, labels, generator, record)
+        print(f"{len(labels)} images{drawn}: {out}")
         return
     images = numpy.concatenate(list(batches))
     with checkpoint.new_folder(out) as place:
-        _write(place, images, labels, seeds, generator, options)
-    print(f"{len(images)} images: {out / 'grid.png'}")
+        _write(place, images, labels, generator, options, record)
+    print(f"{len(images)} images{drawn}: {out / 'grid.png'}")
 
 
 def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -85,17 +93,18 @@ def _labels(words: Sequence[str], class_names: Sequence[str]) -> list[Label]:
 
 
 def _write(
-    place: Path, images: numpy.ndarray, labels: Sequence[Label], seeds: Sequence[int], generator: Generator,
-    options: argparse.Namespace,
+    place: Path, images: numpy.ndarray, labels: Sequence[Label], generator: Generator,
+    options: argparse.Namespace, record: Mapping[str, Any],
 ) -> None:  # fmt: skip
     columns = options.per_label if options.per_label > 1 else int(numpy.ceil(len(images) ** 0.5))
     sheet = grid(enlarge(images, max(1, 64 // images.shape[1])), columns=columns)
     Image.fromarray(sheet).save(place / "grid.png")
-    record = _record(labels, seeds, generator, options)
     checkpoint.write_json(place / "settings.json", record)
     if options.png:
         (place / "images").mkdir()
-        for index, (image, name, seed) in enumerate(zip(images, record["labels"], seeds, strict=True)):
+        for index, (image, name, seed) in enumerate(
+            zip(images, record["labels"], record["seeds"], strict=True)
+        ):
             safe = "".join(letter if letter.isalnum() else "_" for letter in name)
             Image.fromarray(image).save(place / "images" / f"{index:05d}_{safe}_seed{seed}.png")
     if options.npz:

@@ -1,4 +1,4 @@
-"""The options of ``nextscale evaluate`` and ``nextscale statistics``."""
+"""The options of ``nextscale evaluate``, ``statistics``, ``likelihood`` and ``neighbours``."""
 
 from __future__ import annotations
 
@@ -82,3 +82,41 @@ def _add_features(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--weights", metavar="FILE", help="of inception or dinov2: a file, or hub:OWNER/NAME/FILE"
     )
+
+
+def add_likelihood_options(likelihood: argparse.ArgumentParser) -> None:
+    """What ``nextscale likelihood`` can be told."""
+    likelihood.add_argument("model", help="bundled model or model folder")
+    likelihood.add_argument("--data", required=True, help="labelled images (a source as for data check)")
+    likelihood.add_argument("--limit", type=int, help="images at most, spread over --data (default: all)")
+    likelihood.add_argument(
+        "--classify", action="store_true", help="try every class: which explains an image best?"
+    )
+    likelihood.add_argument("--batch", type=int, default=50, help="passes at a time (default: 50)")
+    likelihood.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
+
+
+def add_neighbours_options(neighbours: argparse.ArgumentParser) -> None:
+    """What ``nextscale neighbours`` can be told, besides settings of sampling."""
+    neighbours.add_argument("images", metavar="MODEL_OR_IMAGES", help="a model, or a source of images")
+    neighbours.add_argument(
+        "--training", required=True, help="the training images (a source as for data check)"
+    )
+    neighbours.add_argument(
+        "--num-samples", type=int, default=200, help="samples, or images at most (default: 200)"
+    )
+    neighbours.add_argument("--limit", type=int, help="training images at most (default: all)")
+    neighbours.add_argument(
+        "--neighbours", type=int, default=8, help="training images beside each sample (default: 8)"
+    )
+    neighbours.add_argument("--shown", type=int, default=20, help="samples on the picture (default: 20)")
+    neighbours.add_argument(
+        "--features", default="cifar", help="network that compares them: cifar (bundled, default), inception"
+    )
+    neighbours.add_argument("--weights", help="of the network: a file, or hub:OWNER/NAME/FILE")
+    neighbours.add_argument("--size", type=int, help="side of the crops of images in pixels")
+    neighbours.add_argument(
+        "--seed", type=int, default=0, help="seed of the first sample; the others count on"
+    )
+    neighbours.add_argument("--out", default="neighbours", help="new folder to write (default: neighbours)")
+    neighbours.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")

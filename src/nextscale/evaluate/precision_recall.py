@@ -54,7 +54,7 @@ def precision_recall(
     samples_ND, references_MD = samples_ND.double() - center_D, references_MD.double() - center_D
     radii_N, radii_M = (_radii(side, num_neighbours) for side in (samples_ND, references_MD))
     realistic, covered_M = 0, torch.zeros_like(radii_M, dtype=torch.bool)
-    for start, squares_CM in _chunks(samples_ND, references_MD):
+    for start, squares_CM in squared_distances(samples_ND, references_MD):
         realistic += int((squares_CM <= radii_M).any(dim=1).sum())
         covered_M |= (squares_CM <= radii_N[start : start + len(squares_CM), None]).any(dim=0)
     return PrecisionRecall(realistic / len(samples_ND), float(covered_M.double().mean()))
@@ -63,15 +63,18 @@ def precision_recall(
 def _radii(features_ND: Tensor, num_neighbours: int) -> Tensor:
     """The squared distance of each image to its k-th neighbour, float64 (N,)."""
     radii = []
-    for start, squares_CN in _chunks(features_ND, features_ND):
+    for start, squares_CN in squared_distances(features_ND, features_ND):
         rows = torch.arange(len(squares_CN), device=squares_CN.device)
         squares_CN[rows, start + rows] = torch.inf  # nobody is its own neighbour
         radii.append(squares_CN.kthvalue(num_neighbours, dim=1).values)
     return torch.cat(radii)
 
 
-def _chunks(x_ND: Tensor, y_MD: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Squared distances (C, M) of some rows of x to all rows of y, and the first row's number."""
+def squared_distances(x_ND: Tensor, y_MD: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Squared distances (C, M) of some rows of x to all rows of y, and the first row's number.
+
+    2^24 pairs (128 MiB) at a time. Both must be float64 and lie around zero, or rounding decides who is near.
+    """
     norms_M = y_MD.square().sum(dim=1)
     size = max(1, _PAIRS_AT_A_TIME // len(y_MD))
     for start in range(0, len(x_ND), size):

@@ -18,11 +18,16 @@ from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.model import Tokenizer
 
 
+def token_losses(logits_BLV: Tensor, tokens_BL: Tensor) -> Tensor:
+    """Cross-entropy in nats of each token: float32 (B, L)."""
+    losses = F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten(), reduction="none")
+    return losses.view(tokens_BL.shape)
+
+
 def token_scores(logits_BLV: Tensor, tokens_BL: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats and share of correct guesses at each place of the sequence: float32 (L,) each."""
-    losses = F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten(), reduction="none")
     correct = logits_BLV.argmax(dim=-1) == tokens_BL
-    return losses.view(tokens_BL.shape).mean(dim=0), correct.float().mean(dim=0)
+    return token_losses(logits_BLV, tokens_BL).mean(dim=0), correct.float().mean(dim=0)
 
 
 def mean_per_scale(values_L: Tensor, schedule: ScaleSchedule) -> Tensor:

@@ -107,6 +107,23 @@ class Classifier(nn.Module):
         """
         return (self(images_BCHW) + self(images_BCHW.flip(dims=(3,)))).argmax(dim=1)
 
+    @torch.no_grad()
+    def confidence(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        """How sure it is that images show their labels, each judged together with its mirror image.
+
+        Args:
+            images_BCHW: float32 (B, 3, H, W) in [-1, 1], of the size in the settings.
+            labels_B: int64 (B,), class numbers.
+
+        Returns:
+            log-probability of the label, float32 (B,).
+
+        Raises:
+            ValueError: images of another size.
+        """
+        logits_BK = (self(images_BCHW) + self(images_BCHW.flip(dims=(3,)))) / 2
+        return -F.cross_entropy(logits_BK, labels_B, reduction="none")
+
 
 def save_classifier(folder: Path, classifier: Classifier, *, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write a folder with ``config.json`` and ``classifier.safetensors``."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import numpy
 import torch
@@ -18,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale.generate.folder import load_prior, load_tokenizer, read_settings, save_model
-from nextscale.generate.guidance import guide, ramp
-from nextscale.generate.request import Label, Request, build_request
+from nextscale.generate.guidance import guidance_weights, guide, num_guided_scales, ramp, sharpen
+from nextscale.generate.request import Label, Request, Sampling, build_request
 from nextscale.generate.sampling import draw_tokens, mix_codes
 from nextscale.generate.settings import ModelSettings
 from nextscale.pixels import grid, to_uint8
@@ -112,30 +113,28 @@ class Generator:
 
     @torch.no_grad()
     def __call__(
-        self, labels: Sequence[Label], *, seeds: Sequence[int],
-        guidance: float | Sequence[float] | None = None, top_k: int | Sequence[int] | None = None,
-        top_p: float | Sequence[float] | None = None, temperature: float | Sequence[float] | None = None,
-        smooth: bool = False,
+        self, labels: Sequence[Label], *, seeds: Sequence[int], smooth: bool = False,
+        **settings: Unpack[Sampling],
     ) -> Result:  # fmt: skip
         """Make one image per label. Each depends on its seed, label and settings alone.
 
         Args:
             labels: class numbers or names; None is the unconditional class.
             seeds: one per image, whole numbers from 0.
-            guidance: classifier-free guidance at the last scale, from 0 (off); None takes the model's own
-                setting,
-                here and below; a list gives one value per image.
-            top_k: draw among the k likeliest codes; 0 is off, 1 is greedy.
-            top_p: draw among the likeliest codes that hold this probability, in (0, 1]; 1 is off.
-            temperature: divides the logits, above 0.
             smooth: mix codes instead of drawing one (pictures only; the result carries no tokens).
+            settings: what is not given, or None, is the model's own; a list gives one value per image.
+
+                guidance: classifier-free guidance at the last scale, from 0 (off).
+                top_k: draw among the k likeliest codes; 0 is off, 1 is greedy.
+                top_p: draw among the likeliest codes that hold this probability, in (0, 1]; 1 is off.
+                temperature: divides the logits, above 0.
+                num_unguided_scales: last scales without guidance, which then take half the work; 0 is none.
+                ssg: scaled spatial guidance, away from the coarser scale's logits, from 0 (off).
 
         Raises:
             ValueError: a value out of its range, with the range.
         """
-        request = self._request(
-            labels, seeds, smooth, guidance=guidance, top_k=top_k, top_p=top_p, temperature=temperature
-        )
+        request = self._request(labels, seeds, smooth, settings)
         parts: list[Tensor] = []
         finished: Tensor | None = None
         for tokens, accumulated in self._tokens_of_scales(request):
@@ -146,15 +145,11 @@ class Generator:
         return Result(images_BCHW, None if smooth else torch.cat(parts, dim=1))
 
     def stream(
-        self, labels: Sequence[Label], *, seeds: Sequence[int],
-        guidance: float | Sequence[float] | None = None, top_k: int | Sequence[int] | None = None,
-        top_p: float | Sequence[float] | None = None, temperature: float | Sequence[float] | None = None,
-        smooth: bool = False,
+        self, labels: Sequence[Label], *, seeds: Sequence[int], smooth: bool = False,
+        **settings: Unpack[Sampling],
     ) -> Iterator[Preview]:  # fmt: skip
         """As calling the generator, but one `Preview` after each scale; the last is the finished image."""
-        request = self._request(
-            labels, seeds, smooth, guidance=guidance, top_k=top_k, top_p=top_p, temperature=temperature
-        )
+        request = self._request(labels, seeds, smooth, settings)
         return self._previews(request)
 
     def _previews(self, request: Request) -> Iterator[Preview]:
@@ -169,15 +164,10 @@ class Generator:
             yield Preview(scale, images, tokens_so_far)
 
     def _request(
-        self,
-        labels: Sequence[Label],
-        seeds: Sequence[int],
-        smooth: bool,
-        **overrides: float | Sequence[float] | None,
+        self, labels: Sequence[Label], seeds: Sequence[int], smooth: bool, overrides: Sampling
     ) -> Request:
         return build_request(
-            labels, seeds, self.settings.sampling, class_names=self.class_names,
-            vocab_size=self.settings.tokenizer.quantizer.vocab_size, overrides=overrides, smooth=smooth,
+            labels, seeds, self.settings, overrides=overrides, smooth=smooth,
             device=self.prior.position.device,
         )  # fmt: skip
 
@@ -185,24 +175,34 @@ class Generator:
         """The tokens (B, T) of each scale, and the map (B, C, h, w) accumulated up to it."""
         prior, quantizer, schedule = self.prior, self.tokenizer.quantizer, self.settings.schedule
         batch, device = len(request.seeds), request.labels_B.device
-        guided = bool((request.guidance_B > 0).any())
+        weights_SB = guidance_weights(request.guidance_B, request.num_unguided_B, schedule.num_scales)
+        num_guided, sharpened = num_guided_scales(weights_SB), bool((request.ssg_B > 0).any())
         labels = request.labels_B
-        if guided:  # both branches in one batch
+        if num_guided:  # both branches in one batch
             labels = torch.cat([labels, torch.full_like(labels, prior.unconditional)])
         condition, cache = prior.condition(labels), prior.new_cache(len(labels))
         uniforms = numpy.stack([token_uniforms(seed, schedule.num_tokens) for seed in request.seeds])
         uniforms_BL = torch.from_numpy(uniforms).to(device)
         tokens: list[Tensor] = []
+        coarser: Tensor | None = None
 
         def choose(scale: int, accumulated: Tensor) -> Tensor:
+            nonlocal condition, coarser
             inputs = quantizer.resize_to(scale, accumulated) if scale else None
-            if inputs is not None and guided:
+            if scale == num_guided > 0:  # no finer scale reads the unconditional branch either
+                condition = condition.first(batch)
+                cache.keep_first(batch)
+            if inputs is not None and scale < num_guided:
                 inputs = torch.cat([inputs, inputs])
             logits = prior.step(scale, condition, inputs, cache)
-            share = ramp(scale, schedule.num_scales)
-            if guided:
-                logits = guide(logits[:batch], logits[batch:], request.guidance_B * share)
+            if scale < num_guided:
+                logits = guide(logits[:batch], logits[batch:], weights_SB[scale])
+            before, coarser = coarser, logits
+            if before is not None and sharpened:
+                sizes = schedule.sizes[scale - 1], schedule.sizes[scale]
+                logits = sharpen(logits, before, request.ssg_B, sizes=sizes)
             if request.smooth:
+                share = ramp(scale, schedule.num_scales)
                 draws = [code_uniforms(seed, scale, *logits.shape[1:]) for seed in request.seeds]
                 noise = torch.from_numpy(numpy.stack(draws)).to(device)
                 tokens.append(logits.new_zeros(0))

@@ -8,18 +8,28 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypedDict
 
 import numpy
 import torch
 from torch import Tensor
 
 from nextscale.generate.sampling import Draw
-from nextscale.generate.settings import SamplingSettings
+from nextscale.generate.settings import ModelSettings, SamplingSettings
 from nextscale.rng import check_seeds
 
 Label = int | str | None
-Value = TypeVar("Value", int, float)
+
+
+class Sampling(TypedDict, total=False):
+    """Sampling settings of one call: a value for all images, or one per image; None is the model's own."""
+
+    guidance: float | Sequence[float] | None
+    top_k: int | Sequence[int] | None
+    top_p: float | Sequence[float] | None
+    temperature: float | Sequence[float] | None
+    num_unguided_scales: int | Sequence[int] | None
+    ssg: float | Sequence[float] | None
 
 
 class Request(NamedTuple):
@@ -28,6 +38,8 @@ class Request(NamedTuple):
     labels_B: Tensor  #: int64; the unconditional class is num_classes
     seeds: tuple[int, ...]
     guidance_B: Tensor  #: float32
+    num_unguided_B: Tensor  #: int64
+    ssg_B: Tensor  #: float32
     draw: Draw
     smooth: bool
 
@@ -63,18 +75,16 @@ def _some(names: Sequence[str]) -> str:
 
 
 def build_request(
-    labels: Sequence[Label], seeds: Sequence[int], settings: SamplingSettings, *, class_names: Sequence[str],
-    vocab_size: int, overrides: dict[str, float | Sequence[float] | None], smooth: bool, device: torch.device,
+    labels: Sequence[Label], seeds: Sequence[int], model: ModelSettings, *, overrides: Sampling, smooth: bool,
+    device: torch.device,
 ) -> Request:  # fmt: skip
     """Check what was asked for.
 
     Args:
         labels: one per image.
         seeds: one per image, from 0 to 2**63 - 1.
-        settings: the model's own sampling settings, used where ``overrides`` is None.
-        class_names: of the model.
-        vocab_size: V.
-        overrides: guidance, top_k, top_p, temperature: a number for all images, or one per image.
+        model: its classes, codes, scales, and its own sampling settings, used where ``overrides`` is None.
+        overrides: a number for all images, or one per image.
         smooth: mix codes.
         device: of the tensors.
 
@@ -88,27 +98,55 @@ def build_request(
             f"{len(labels)} labels and {len(seeds)} seeds: give one of each per image, at least one"
         )
     check_seeds(seeds)
-    count, chosen = (
-        len(labels),
-        {**settings.model_dump(), **{k: v for k, v in overrides.items() if v is not None}},
-    )
+    count, chosen = len(labels), _chosen(model.sampling, overrides)
     guidance = _spread("guidance", chosen["guidance"], count, low=0.0)
-    top_k = _spread("top_k", chosen["top_k"], count, low=0, high=vocab_size)
+    vocab_size = model.tokenizer.quantizer.vocab_size
+    top_k = _spread_whole("top_k", chosen["top_k"], count, high=vocab_size, ends="0 is off, 1 is greedy")
     top_p = _spread("top_p", chosen["top_p"], count, low=0.0, high=1.0, above=True)
     temperature = _spread("temperature", chosen["temperature"], count, low=0.0, above=True)
-    if any(value != int(value) for value in top_k):
-        raise ValueError(f"top_k {top_k} must be whole numbers; 0 is off, 1 is greedy")
+    unguided = _spread_whole(
+        "num_unguided_scales", chosen["num_unguided_scales"], count, high=model.schedule.num_scales,
+        ends="0 is none",
+    )  # fmt: skip
+    ssg = _spread("ssg", chosen["ssg"], count, low=0.0)
+
+    def floats(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
     return Request(
-        labels_B=torch.tensor([resolve_label(label, class_names) for label in labels], device=device),
+        labels_B=torch.tensor([resolve_label(label, model.class_names) for label in labels], device=device),
         seeds=tuple(int(seed) for seed in seeds),
-        guidance_B=torch.tensor(guidance, dtype=torch.float32, device=device),
+        guidance_B=floats(guidance),
+        num_unguided_B=torch.tensor(unguided, device=device),
+        ssg_B=floats(ssg),
         draw=Draw(
-            torch.tensor([int(value) for value in top_k], device=device),
+            torch.tensor(top_k, device=device),
             torch.tensor(top_p, dtype=torch.float64, device=device),
-            torch.tensor(temperature, dtype=torch.float32, device=device),
+            floats(temperature),
         ),
         smooth=smooth,
     )
+
+
+def _chosen(own: SamplingSettings, overrides: Sampling) -> dict[str, Any]:
+    """The model's own settings, replaced by those that were given."""
+    known = own.model_dump()
+    for name in overrides:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"unknown sampling setting {name!r}: expected {', '.join(known)}{hint}")
+    return {**known, **{name: value for name, value in overrides.items() if value is not None}}
+
+
+def _spread_whole(
+    name: str, given: int | Sequence[int], count: int, *, high: int, ends: str
+) -> list[int]:  # fmt: skip
+    """One checked whole number from 0 to ``high`` per image; ``ends`` says what the smallest do."""
+    values = _spread(name, given, count, low=0, high=high)
+    if any(value != int(value) for value in values):
+        raise ValueError(f"{name} {values} must be whole numbers; {ends}")
+    return [int(value) for value in values]
 
 
 def _spread(

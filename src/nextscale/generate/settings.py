@@ -21,6 +21,12 @@ class SamplingSettings(BaseModel):
         1.0, gt=0, le=1, description="draw among the likeliest codes that hold this probability; 1 is off"
     )
     temperature: float = Field(1.0, gt=0, description="divides the logits")
+    num_unguided_scales: int = Field(
+        0, ge=0, description="last scales without guidance, at half the work; 0: all scales get it"
+    )
+    ssg: float = Field(
+        0.0, ge=0, description="scaled spatial guidance away from the coarser scale's logits; 0 is off"
+    )
 
 
 class ModelSettings(BaseModel):

@@ -34,3 +34,7 @@ class KeyValueCache:
         keys, values = self.tensor[block]
         keys[:, :, place], values[:, :, place] = key_BNTE, value_BNTE
         return keys[:, :, : place.stop], values[:, :, : place.stop]
+
+    def keep_first(self, batch: int) -> None:
+        """Go on with the first ``batch`` images alone, whose keys and values stay where they are."""
+        self.tensor = self.tensor[:, :, :batch]

@@ -32,6 +32,10 @@ class Condition(NamedTuple):
     blocks: list[Tensor]  #: modulation (B, 6, D) of each block
     head_B2D: Tensor
 
+    def first(self, batch: int) -> Condition:
+        """Of the first ``batch`` images."""
+        return Condition(self.start_BD[:batch], [part[:batch] for part in self.blocks], self.head_B2D[:batch])
+
 
 class NextScalePrior(nn.Module):
     """A next-scale transformer over the tokens of a `ScaleSchedule`.

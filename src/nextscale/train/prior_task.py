@@ -79,6 +79,11 @@ class PriorTask:
             raise ValueError(
                 f"sampling.top_k {run.sampling.top_k} exceeds the {vocab_size} codes of the tokenizer"
             )
+        if run.sampling.num_unguided_scales > base.schedule.num_scales:
+            raise ValueError(
+                f"sampling.num_unguided_scales {run.sampling.num_unguided_scales} exceeds the "
+                f"{base.schedule.num_scales} scales of the tokenizer"
+            )
         self.module = build_prior(self.settings)
         self.start_lines = self._start_from_init()
         self.module.to(device)
