@@ -182,12 +182,12 @@ class TokenizerRun(BaseModel):
                 "discriminator.dino_weights would have no effect with losses.adversarial 0: set that above "
                 "0, or leave it out"
             )
-        _check_phis(self.tokenizer.quantizer, self.schedule, init=self.init)
         if self.codes.scale_dropout and self.schedule.num_scales == 1:
             raise ValueError(
                 "codes.scale_dropout stops samples at an earlier scale, but the schedule has one scale only: "
                 "set it to 0, or give more scales"
             )
+        _check_phis(self.tokenizer.quantizer, self.schedule, init=self.init)
         return self
 
 
