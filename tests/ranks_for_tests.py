@@ -79,10 +79,10 @@ def finish(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, s
     return [(process.returncode, *texts) for process, texts in zip(processes, results, strict=True)]
 
 
-def launch(job: str, home: Path, out: Path) -> None:
+def launch(job: str, home: Path, out: Path, *, script: str = __file__) -> None:
     """Do a job in two processes."""
     out.mkdir()
-    for code, _, errors in finish(start([__file__, job, str(home), str(out)])):
+    for code, _, errors in finish(start([script, job, str(home), str(out)])):
         assert code == 0, errors
 
 
@@ -161,15 +161,15 @@ def runs(home: Path, out: Path, ranks: Distributed) -> None:
     train("skipping", _bad("skip", home))
     if ranks.world_size > 1:
         train("bad", _bad("stop", home))
-        with _during_loss(ranks, 4, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        with during_loss(ranks, 4, lambda: os.kill(os.getpid(), signal.SIGTERM)):
             train("stopped", tiny_run("prior", home))
         with ranks.together():
             if ranks.is_first:
                 shutil.copytree(out / "stopped", out / "resumed")
         train("resumed", tiny_run("prior", home))
-        with _during_loss(ranks, 4, None):
+        with during_loss(ranks, 4, None):
             train("spoiled", tiny_run("prior", home))
-        with _during_loss(ranks, 4, None):
+        with during_loss(ranks, 4, None):
             train("fails", tiny_run("prior", home, max_skipped=1))
         train("other", tiny_run("classifier", home))
         train("odd", tiny_run("prior", home, batch_size=6, accumulate=2))
@@ -195,7 +195,7 @@ def _bad(what: str, home: Path) -> Run:
 
 
 @contextlib.contextmanager
-def _during_loss(ranks: Distributed, number: int, action: Callable[[], Any] | None) -> Any:
+def during_loss(ranks: Distributed, number: int, action: Callable[[], Any] | None) -> Any:
     """Do something in one loss of the last rank alone; None: its loss is no number."""
     original, count = PriorTask.loss, iter(range(1000))
 

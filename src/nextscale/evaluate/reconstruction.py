@@ -9,9 +9,10 @@ import numpy
 import torch
 from torch import Tensor
 
-from nextscale.data.loader import evaluation_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
+from nextscale.distributed import Distributed
+from nextscale.evaluate.sharing import shared_batches, shared_mean
 from nextscale.pixels import to_model, to_uint8
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.model import Tokenizer
@@ -57,7 +58,7 @@ class CodeUsage:
 @torch.no_grad()
 def reconstruction_scores(
     tokenizer: Tokenizer, source: Source, *, limit: int | None = None, batch_size: int = 64,
-    skipped: SkippedImages | None = None,
+    skipped: SkippedImages | None = None, ranks: Distributed | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Mean of the images' PSNR in dB, and per scale the codes used and their share, over center crops of a
     source.
@@ -68,16 +69,21 @@ def reconstruction_scores(
         limit: images at most, spread over the source.
         batch_size: images at a time.
         skipped: takes the names of bad images, which are left out; None: a bad image is an error.
+        ranks: processes that share the images, all of which must call this; None: this one alone.
     """
     device = next(tokenizer.parameters()).device
+    ranks = ranks or Distributed(0, 1, device)
     usage = CodeUsage(tokenizer.schedule, tokenizer.settings.quantizer.vocab_size)
     ratios: list[numpy.ndarray] = []
-    for pixels, _ in evaluation_batches(
-        source, size=tokenizer.image_size, batch_size=batch_size, limit=limit, skipped=skipped
+    for pixels, _, counts in shared_batches(
+        source, size=tokenizer.image_size, batch_size=batch_size, limit=limit, skipped=skipped, ranks=ranks
     ):
         tokens_BL = tokenizer.encode(to_model(pixels).to(device))
-        usage.add(tokens_BL)
-        ratios.append(psnr(pixels, to_uint8(tokenizer.decode(tokens_BL))))
-    scores = {"psnr": float(numpy.concatenate(ratios).mean())}
+        decoded = to_uint8(tokenizer.decode(tokens_BL))
+        if counts:
+            usage.add(tokens_BL)
+            ratios.append(psnr(pixels, decoded))
+    ranks.sum_([usage.counts_SV])
+    scores = {"psnr": shared_mean(ratios, ranks)}
     scores |= {f"codes_used_{scale}": float(number) for scale, number in enumerate(usage.used())}
     return scores | {f"usage_{scale}": share for scale, share in enumerate(usage.shares())}
