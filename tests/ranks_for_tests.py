@@ -69,10 +69,10 @@ def start(command: Sequence[str], world_size: int = 2) -> list[subprocess.Popen[
     ]  # fmt: skip
 
 
-def finish(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def finish(processes: Sequence[subprocess.Popen[str]], *, timeout: float = 100) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of each. Ends those that hang."""
     try:
-        results = [process.communicate(timeout=100) for process in processes]
+        results = [process.communicate(timeout=timeout) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -82,7 +82,7 @@ def finish(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, s
 def launch(job: str, home: Path, out: Path, *, script: str = __file__) -> None:
     """Do a job in two processes."""
     out.mkdir()
-    for code, _, errors in finish(start([script, job, str(home), str(out)])):
+    for code, _, errors in finish(start([script, job, str(home), str(out)]), timeout=250):
         assert code == 0, errors
 
 

@@ -5,22 +5,32 @@ With one process the tests call the same jobs directly: nothing is sharded then.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
 
 from images import MemorySource
 from models_for_tests import make_loud
-from nextscale.checkpoint import write_tensors
+from nextscale import checkpoint
+from nextscale.data.skipped import SkippedImages
+from nextscale.data.sources import Subset
 from nextscale.distributed import Distributed, joined
+from nextscale.evaluate.prediction import prediction_scores
+from nextscale.evaluate.reconstruction import reconstruction_scores
+from nextscale.generate.folder import load_tokenizer, read_settings
+from nextscale.prior.next_scale import NextScalePrior
+from nextscale.tokenizer.model import Tokenizer
 from nextscale.train import loop as train_loop
 from nextscale.train.ema import averaged_copy, update_average
 from nextscale.train.optimizer import build_optimizer, set_rates
@@ -113,7 +123,7 @@ def _double(kind: str, home: Path, out: Path, ranks: Distributed, *, sharded: bo
 def _leave(out: Path, name: str, ranks: Distributed, tensors: dict[str, Tensor]) -> None:
     whole = {n: v.full_tensor() if is_cut(v) else v for n, v in tensors.items()}
     if ranks.is_first:
-        write_tensors(out / f"{name}.safetensors", {n: v.clone() for n, v in whole.items()})
+        checkpoint.write_tensors(out / f"{name}.safetensors", {n: v.clone() for n, v in whole.items()})
 
 
 def compare(home: Path, out: Path, ranks: Distributed) -> None:
@@ -122,12 +132,50 @@ def compare(home: Path, out: Path, ranks: Distributed) -> None:
         here = out / ("full" if sharded else "replicated")
         here.mkdir(exist_ok=True)
         measure(home, here, ranks, sharded=sharded)
+    (out / f"scores-{ranks.rank}.json").write_text(json.dumps(scores(home, ranks, sharded=True)))
     task = task_of("adversarial", home)
     shard_(task.averaged, ranks)
     parameters = list(task.averaged.parameters())
     held = sum(own(parameter).numel() for parameter in parameters)
     sizes = {"all": sum(parameter.numel() for parameter in parameters), "held": held}
     (out / f"sizes-{ranks.rank}.json").write_text(json.dumps(sizes))
+
+
+class _Damaged(MemorySource):
+    """Every image with an odd number is bad: all those of the second of two processes."""
+
+    def read(self, index: int) -> bytes:
+        return super().read(index)[:60] if index % 2 else super().read(index)
+
+
+def scores(home: Path, ranks: Distributed, *, sharded: bool) -> dict[str, Any]:
+    """What evaluations say of few images: unequal shares, batches that only one process has, bad images."""
+    prior, tokenizer = task_of("prior", home).module, task_of("adversarial", home).averaged
+    assert isinstance(prior, NextScalePrior) and isinstance(tokenizer, Tokenizer)
+    given = load_tokenizer(home / "given", read_settings(home / "given"))
+    if sharded:
+        shard_(prior, ranks)
+        shard_(tokenizer, ranks)
+    found: dict[str, Any] = {}
+    for limit in (None, 5, 1):
+        options: dict[str, Any] = {"limit": limit, "batch_size": 2, "ranks": ranks}
+        found[f"prediction of {limit}"] = prediction_scores(given, prior, MemorySource(7), **options)
+        found[f"reconstruction of {limit}"] = reconstruction_scores(tokenizer, MemorySource(7), **options)
+    skipped = SkippedImages()
+    options = {"batch_size": 2, "skipped": skipped, "ranks": ranks}
+    found["skipping"] = reconstruction_scores(tokenizer, _Damaged(7), **options)
+    skipped.share(ranks)
+    found["skipped"] = skipped.names
+    for name, source, note in (("bad", _Damaged(7), None), ("none readable", _all_bad(4), skipped)):
+        try:
+            reconstruction_scores(tokenizer, source, skipped=note, ranks=ranks)
+        except ValueError as error:
+            found[name] = str(error)
+    return found
+
+
+def _all_bad(count: int) -> Subset:
+    return Subset(_Damaged(2 * count), numpy.arange(1, 2 * count, 2))
 
 
 def train_to(found: dict[str, Any], name: str, run: Run, folder: Path, ranks: Distributed) -> None:
@@ -173,7 +221,24 @@ def runs(home: Path, out: Path, ranks: Distributed) -> None:
             file.write_bytes(file.read_bytes()[:-1] + b"x")
     train("damaged", tiny_run("prior", home))  # replicated now
     train("from-one", sharded_run("prior", home))
+    with _full_disk(ranks):
+        train("full", sharded_run("prior", home, save_every=1))
     (out / f"runs-{ranks.rank}.json").write_text(json.dumps(found))
+
+
+@contextlib.contextmanager
+def _full_disk(ranks: Distributed) -> Iterator[None]:
+    """The last process cannot write from the third step on."""
+    original = checkpoint.write_tensors
+
+    def write(path: Path, tensors: dict[str, Tensor]) -> None:
+        if ranks.rank == ranks.world_size - 1 and "step-00000003" in str(path):
+            raise OSError(28, "No space left on device")
+        original(path, tensors)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "write_tensors", write)
+        yield
 
 
 if __name__ == "__main__":

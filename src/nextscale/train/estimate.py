@@ -14,6 +14,7 @@ import torch
 from nextscale.distributed import Distributed
 from nextscale.train.optimizer import build_optimizer
 from nextscale.train.settings import LoopSettings, OptimizerSettings
+from nextscale.train.sharding import weights_to_cut
 from nextscale.train.step import take_step
 from nextscale.train.task import Task
 
@@ -25,8 +26,9 @@ def estimate(task: Task, *, loop: LoopSettings, optimizer_settings: OptimizerSet
 
     Returns:
         parameters; computed_bytes: of weights, gradients, the two averages of AdamW and the averaged weights;
-        peak_bytes: measured on a GPU, elsewhere 0; seconds_per_step, images_per_second and hours: measured,
-        the first step left out, of training alone (no evaluation, no saving).
+        cut_bytes: what of these several processes share out; peak_bytes: measured on a GPU, elsewhere 0;
+        seconds_per_step, images_per_second and hours: measured, the first step left out, of training alone
+        (no evaluation, no saving).
     """
     parameters = list(task.module.parameters())
     device = parameters[0].device
@@ -46,10 +48,12 @@ def estimate(task: Task, *, loop: LoopSettings, optimizer_settings: OptimizerSet
         last = time.perf_counter()
     seconds = statistics.median(durations[1:] or durations)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    cut = sum(weight.numel() * weight.element_size() for weight in weights_to_cut(task.module))
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return {
         "parameters": float(sum(parameter.numel() for parameter in parameters)),
         "computed_bytes": 5.0 * weights,
+        "cut_bytes": 5.0 * cut if loop.sharding == "full" else 0.0,
         "peak_bytes": float(peak),
         "seconds_per_step": seconds,
         "images_per_second": loop.batch_size / seconds,
@@ -65,6 +69,11 @@ def describe(numbers: dict[str, float]) -> list[str]:
         f"memory of weights, gradients, optimizer and average: {numbers['computed_bytes'] / gigabyte:.2f} GB "
         "(computed; activations come on top)",
     ]
+    if numbers["cut_bytes"]:
+        lines.append(
+            f"of these, {numbers['cut_bytes'] / gigabyte:.2f} GB are divided by the number of processes "
+            "(loop.sharding full; at the start each holds all weights twice)"
+        )
     if numbers["peak_bytes"]:
         lines.append(
             f"memory at the peak, without the average: {numbers['peak_bytes'] / gigabyte:.2f} GB (measured)"
