@@ -38,7 +38,7 @@ from nextscale.train.prior_task import PriorTask
 from nextscale.train.run import train_run
 from nextscale.train.settings import PriorRun, TokenizerRun
 from nextscale.train.sharding import assembled, is_cut, outline, own, shard_
-from nextscale.train.step import take_step
+from nextscale.train.step import describe_failure, take_step
 from nextscale.train.stopping import Stopped
 from nextscale.train.task import Task
 from nextscale.train.tokenizer_task import TokenizerTask
@@ -133,12 +133,30 @@ def compare(home: Path, out: Path, ranks: Distributed) -> None:
         here.mkdir(exist_ok=True)
         measure(home, here, ranks, sharded=sharded)
     (out / f"scores-{ranks.rank}.json").write_text(json.dumps(scores(home, ranks, sharded=True)))
+    (out / f"spoiled-{ranks.rank}.json").write_text(json.dumps(_spoiled(home, ranks)))
     task = task_of("adversarial", home)
     shard_(task.averaged, ranks)
     parameters = list(task.averaged.parameters())
     held = sum(own(parameter).numel() for parameter in parameters)
     sizes = {"all": sum(parameter.numel() for parameter in parameters), "held": held}
     (out / f"sizes-{ranks.rank}.json").write_text(json.dumps(sizes))
+
+
+def _spoiled(home: Path, ranks: Distributed) -> dict[str, Any]:
+    """A step in which the loss of the last process is no number."""
+    task = task_of("prior", home)
+    shard_(task.averaged, ranks)
+    before = {name: own(value).clone() for name, value in task.module.state_dict().items()}
+    optimizer = build_optimizer(task.module, tiny_run("prior", Path()).optimizer, no_decay=task.no_decay)
+    loop = tiny_run("prior", Path(), batch_size=8).loop
+    batch = next(iter(task.batches(range(1), part=ranks.part(8))))
+    with during_loss(ranks, 0, None):
+        result = take_step(task, batch, optimizer, loop=loop, clip_norm=1.0, ranks=ranks)
+    unchanged = [torch.equal(own(value), before[name]) for name, value in task.module.state_dict().items()]
+    return {
+        "finite": result.finite, "own": bool(result.own_loss.isfinite()), "unchanged": all(unchanged),
+        "failure": describe_failure(task, batch, result),
+    }  # fmt: skip
 
 
 class _Damaged(MemorySource):

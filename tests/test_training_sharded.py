@@ -96,6 +96,13 @@ def test_each_process_holds_its_slices_only(compared: Path) -> None:
     assert 0 < whole < 0.3 * first["all"]
 
 
+def test_a_part_without_finite_numbers_changes_nothing_anywhere(compared: Path) -> None:
+    for rank in (0, 1):
+        spoiled = json.loads((compared / f"spoiled-{rank}.json").read_text())
+        assert not spoiled["finite"] and spoiled["unchanged"] and spoiled["own"] == (rank == 0)
+        assert spoiled["failure"].startswith("loss nan, not finite: 3")
+
+
 def test_shared_scores_are_those_of_one_process(home: Path, compared: Path) -> None:
     """Seven images, five and one, two at a time, on two processes; and images that only one can read."""
     first, second = (json.loads((compared / f"scores-{rank}.json").read_text()) for rank in (0, 1))

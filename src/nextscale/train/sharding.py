@@ -131,7 +131,11 @@ def cut_alike(rows: Tensor, parameter: Tensor) -> Tensor:
 
 def outline(module: Module) -> Module:
     """A copy of a whole module without values, to be filled by `assembled`."""
-    return copy.deepcopy(module).to("meta")
+    empty: dict[int, Tensor] = {
+        id(item): nn.Parameter(item.detach().to("meta"), requires_grad=False) for item in module.parameters()
+    }
+    empty |= {id(item): item.to("meta") for item in module.buffers()}
+    return copy.deepcopy(module, empty)  # what it finds there is not copied, so no device holds it twice
 
 
 def assembled(empty: Module, module: nn.Module, ranks: Distributed) -> Module:
