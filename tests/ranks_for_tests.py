@@ -70,20 +70,20 @@ def start(command: Sequence[str], world_size: int = 2) -> list[subprocess.Popen[
     ]  # fmt: skip
 
 
-def finish(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def finish(processes: Sequence[subprocess.Popen[str]], *, timeout: float = 100) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of each. Ends those that hang."""
     try:
-        results = [process.communicate(timeout=100) for process in processes]
+        results = [process.communicate(timeout=timeout) for process in processes]
     finally:
         for process in processes:
             process.kill()
     return [(process.returncode, *texts) for process, texts in zip(processes, results, strict=True)]
 
 
-def launch(job: str, home: Path, out: Path) -> None:
+def launch(job: str, home: Path, out: Path, *, script: str = __file__) -> None:
     """Do a job in two processes."""
     out.mkdir()
-    for code, _, errors in finish(start([__file__, job, str(home), str(out)])):
+    for code, _, errors in finish(start([script, job, str(home), str(out)]), timeout=250):
         assert code == 0, errors
 
 
@@ -162,15 +162,15 @@ def runs(home: Path, out: Path, ranks: Distributed) -> None:
     train("skipping", _bad("skip", home))
     if ranks.world_size > 1:
         train("bad", _bad("stop", home))
-        with _during_loss(ranks, 4, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        with during_loss(ranks, 4, lambda: os.kill(os.getpid(), signal.SIGTERM)):
             train("stopped", tiny_run("prior", home))
         with ranks.together():
             if ranks.is_first:
                 shutil.copytree(out / "stopped", out / "resumed")
         train("resumed", tiny_run("prior", home))
-        with _during_loss(ranks, 4, None):
+        with during_loss(ranks, 4, None):
             train("spoiled", tiny_run("prior", home))
-        with _during_loss(ranks, 4, None):
+        with during_loss(ranks, 4, None):
             train("fails", tiny_run("prior", home, max_skipped=1))
         train("other", tiny_run("classifier", home))
         train("odd", tiny_run("prior", home, batch_size=6, accumulate=2))
@@ -196,7 +196,7 @@ def _bad(what: str, home: Path) -> Run:
 
 
 @contextlib.contextmanager
-def _during_loss(ranks: Distributed, number: int, action: Callable[[], Any] | None) -> Any:
+def during_loss(ranks: Distributed, number: int, action: Callable[[], Any] | None) -> Any:
     """Do something in one loss of the last rank alone; None: its loss is no number."""
     original, count = PriorTask.loss, iter(range(1000))
 

@@ -254,11 +254,11 @@ def test_who_is_left_behind_by_a_dead_process_ends_too(here: Path) -> None:
 
 
 def test_two_machines_make_one_run(here: Path) -> None:
-    """Two agents of torchrun, each with one process."""
+    """Two agents of torchrun, each with one process, which holds slices."""
     port = free_port()
     group = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
     group += ["--master-port", str(port)]
-    command = _command("--loop.num_steps", "3")
+    command = _command("--loop.num_steps", "3", "--loop.sharding", "full")
     agents = [
         subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--node-rank", str(node), *group, *command],
@@ -268,7 +268,7 @@ def test_two_machines_make_one_run(here: Path) -> None:
     ]  # fmt: skip
     (first, output, said), (second, nothing, more) = finish(agents)
     assert (first, second) == (0, 0), said + more
-    assert "2 processes" in output and "model: run/model" in output and nothing == ""
+    assert "2 processes with slices of " in output and "model: run/model" in output and nothing == ""
     assert [record["step"] for record in read_log(here / "run" / "log.jsonl")] == [3, 3]
 
 

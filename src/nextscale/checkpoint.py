@@ -112,14 +112,21 @@ def held_folder(path: Path, refusal: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_digests(folder: Path) -> None:
-    """Record the digest of every file of a folder in it."""
+def write_digests(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """Record the digest of every file of a folder in it; those that are ``known`` are not computed again."""
     files = sorted(item for item in folder.iterdir() if item.is_file() and item.name != _DIGESTS)
-    write_json(folder / _DIGESTS, {item.name: digest(item) for item in files})
+    known = known or {}
+    write_json(folder / _DIGESTS, {item.name: known.get(item.name) or digest(item) for item in files})
 
 
-def check_digests(folder: Path) -> None:
-    """Raise ValueError naming the first file that is missing or is not what was written."""
+def check_digests(folder: Path, *, every: int = 1, first: int = 0) -> None:
+    """Raise ValueError naming the first file that is missing or is not what was written.
+
+    Args:
+        folder: what `write_digests` was given.
+        every: of the files, look at every so many-th.
+        first: beginning with this one; several processes share the work so.
+    """
     try:
         recorded = json.loads((folder / _DIGESTS).read_text())
     except (OSError, ValueError) as error:
@@ -128,7 +135,7 @@ def check_digests(folder: Path) -> None:
         ) from error
     if not isinstance(recorded, dict) or not recorded:
         raise ValueError(f"{folder / _DIGESTS} records no digests: the checkpoint is incomplete")
-    for name, expected in recorded.items():
+    for name, expected in list(recorded.items())[first::every]:
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing: the checkpoint is incomplete")
         if digest(folder / name) != expected:

@@ -102,8 +102,14 @@ def _crop(source: Source, index: int, size: tuple[int, int], **options: Any) -> 
         raise BadImageError(source.name(index), error) from error
 
 
-def _none_readable(names: Sequence[str]) -> ValueError:
-    return ValueError(f"none of {len(names)} images can be read: {names[0]} and all others are damaged")
+class NoneReadableError(ValueError):
+    """Bad images are left out, and there is no other."""
+
+
+def _none_readable(names: Sequence[str]) -> NoneReadableError:
+    return NoneReadableError(
+        f"none of {len(names)} images can be read: {names[0]} and all others are damaged"
+    )
 
 
 def _collate(items: list[_Item | ValueError]) -> Batch | ValueError:

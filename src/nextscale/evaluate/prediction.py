@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nextscale.data.loader import evaluation_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
+from nextscale.distributed import Distributed
+from nextscale.evaluate.sharing import shared_batches
 from nextscale.pixels import to_model
 from nextscale.prior.next_scale import NextScalePrior
 from nextscale.scales import ScaleSchedule
@@ -44,6 +45,7 @@ def prediction_scores(
     limit: int | None = None,
     batch_size: int = 64,
     skipped: SkippedImages | None = None,
+    ranks: Distributed | None = None,
 ) -> dict[str, float]:
     """Loss in nats per token and accuracy over center crops of a source, in all and per scale.
 
@@ -54,18 +56,22 @@ def prediction_scores(
         limit: images at most, spread over the source.
         batch_size: images at a time.
         skipped: takes the names of bad images, which are left out; None: a bad image is an error.
+        ranks: processes that share the images, all of which must call this; None: this one alone.
     """
     schedule, device = tokenizer.schedule, prior.position.device
-    total, size = torch.zeros(2, schedule.num_tokens, dtype=torch.float64), 0
-    for pixels, labels in evaluation_batches(
-        source, size=tokenizer.image_size, batch_size=batch_size, limit=limit, skipped=skipped
+    ranks = ranks or Distributed(0, 1, device)
+    total, size = (torch.zeros(*shape, dtype=torch.float64) for shape in ((2, schedule.num_tokens), (1,)))
+    for pixels, labels, counts in shared_batches(
+        source, size=tokenizer.image_size, batch_size=batch_size, limit=limit, skipped=skipped, ranks=ranks
     ):
         with torch.autocast(device.type, enabled=False):
             tokens_BL = tokenizer.encode(to_model(pixels).to(device))
             inputs_BLC = tokenizer.teacher_inputs(tokens_BL)
         logits_BLV = prior(torch.from_numpy(labels).to(device), inputs_BLC)
-        total += torch.stack(token_scores(logits_BLV, tokens_BL)).double().cpu() * len(labels)
-        size += len(labels)
+        if counts:
+            total += torch.stack(token_scores(logits_BLV, tokens_BL)).double().cpu() * len(labels)
+            size += len(labels)
+    ranks.sum_([total, size])
     losses_L, correct_L = total / size
     scores = {"loss": float(losses_L.mean()), "accuracy": float(correct_L.mean())}
     per_scale = zip(mean_per_scale(losses_L, schedule), mean_per_scale(correct_L, schedule), strict=True)

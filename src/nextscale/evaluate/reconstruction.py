@@ -9,11 +9,12 @@ import numpy
 import torch
 from torch import Tensor
 
-from nextscale.data.loader import evaluation_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
+from nextscale.distributed import Distributed
 from nextscale.evaluate.frechet import frechet_distance
 from nextscale.evaluate.moments import Moments
+from nextscale.evaluate.sharing import shared_batches, shared_mean
 from nextscale.evaluate.similarity import SSIM_WINDOW, psnr, ssim
 from nextscale.features.extractor import Extractor
 from nextscale.features.perceptual import PerceptualDistance
@@ -52,7 +53,7 @@ class CodeUsage:
 def reconstruction_scores(
     tokenizer: Tokenizer, source: Source, *, limit: int | None = None, batch_size: int = 64,
     skipped: SkippedImages | None = None, extractor: Extractor | None = None,
-    lpips: PerceptualDistance | None = None,
+    lpips: PerceptualDistance | None = None, ranks: Distributed | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Over center crops of a source: means of the images' PSNR in dB, SSIM (left out where images are smaller
     than its window) and LPIPS (with its network), with an extractor the Fréchet distance of the
@@ -67,6 +68,7 @@ def reconstruction_scores(
         skipped: takes the names of bad images, which are left out; None: a bad image is an error.
         extractor: what the Fréchet distance looks through.
         lpips: VGG16 with the heads of LPIPS, on the tokenizer's device.
+        ranks: processes that share the images, all of which must call this; None: this one alone.
 
     Raises:
         ValueError: the extractor takes images of another size, or there are fewer than two; the perceptual
@@ -75,17 +77,24 @@ def reconstruction_scores(
     if lpips is not None and not lpips.heads:
         raise ValueError("LPIPS is defined by its heads: load the perceptual distance with weights and heads")
     device = next(tokenizer.parameters()).device
+    ranks = ranks or Distributed(0, 1, device)
     usage = CodeUsage(tokenizer.schedule, tokenizer.settings.quantizer.vocab_size)
-    values: dict[str, list[numpy.ndarray]] = {"psnr": [], "ssim": [], "lpips": []}
+    values: dict[str, list[numpy.ndarray]] = {"psnr": []}
+    if min(tokenizer.image_size) >= SSIM_WINDOW:
+        values["ssim"] = []
+    if lpips is not None:
+        values["lpips"] = []
     moments = (Moments(extractor.dim), Moments(extractor.dim)) if extractor else None
-    for pixels, _ in evaluation_batches(
-        source, size=tokenizer.image_size, batch_size=batch_size, limit=limit, skipped=skipped
+    for pixels, _, counts in shared_batches(
+        source, size=tokenizer.image_size, batch_size=batch_size, limit=limit, skipped=skipped, ranks=ranks
     ):
         tokens_BL = tokenizer.encode(to_model(pixels).to(device))
-        usage.add(tokens_BL)
         decoded = to_uint8(tokenizer.decode(tokens_BL))
+        if not counts:
+            continue
+        usage.add(tokens_BL)
         values["psnr"].append(psnr(pixels, decoded))
-        if min(tokenizer.image_size) >= SSIM_WINDOW:
+        if "ssim" in values:
             values["ssim"].append(ssim(pixels, decoded))
         if lpips is not None:
             pair = (to_model(given).to(device) for given in (decoded, pixels))
@@ -93,8 +102,10 @@ def reconstruction_scores(
         if extractor and moments:
             for side, images in zip(moments, (pixels, decoded), strict=True):
                 side.add(extractor(images)["pool"])
-    scores = {name: float(numpy.concatenate(parts).mean()) for name, parts in values.items() if parts}
+    ranks.sum_([usage.counts_SV])
+    scores = {name: shared_mean(parts, ranks) for name, parts in values.items()}
     if extractor and moments:
-        scores[f"r{extractor.metric_name}"] = frechet_distance(*moments)
+        originals, decodings = (side.reduced(ranks) for side in moments)
+        scores[f"r{extractor.metric_name}"] = frechet_distance(originals, decodings)
     scores |= {f"codes_used_{scale}": float(number) for scale, number in enumerate(usage.used())}
     return scores | {f"usage_{scale}": share for scale, share in enumerate(usage.shares())}

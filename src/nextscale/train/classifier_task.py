@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nextscale.data.loader import WHOLE, Batch, evaluation_batches, training_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
-from nextscale.distributed import place
+from nextscale.distributed import Distributed, place
 from nextscale.features.classifier import Classifier, save_classifier
 from nextscale.pixels import to_model
 from nextscale.train.augment import cut_out, shift
@@ -85,7 +85,9 @@ class ClassifierTask:
     def after_step(self, step: int) -> None:
         """Nothing besides the optimizer's step."""
 
-    def evaluate(self, module: nn.Module, limit: int | None) -> dict[str, float]:
+    def evaluate(
+        self, module: nn.Module, limit: int | None, *, ranks: Distributed | None = None
+    ) -> dict[str, float]:
         assert isinstance(module, Classifier)
         module.eval()
         right = [

@@ -24,6 +24,7 @@ from nextscale.train.memory import (
 from nextscale.train.optimizer import build_optimizer
 from nextscale.train.prior_task import PriorTask
 from nextscale.train.settings import LoopSettings, OptimizerSettings
+from nextscale.train.sharding import weights_to_cut
 from nextscale.train.step import take_step
 from nextscale.train.task import Task
 from nextscale.train.tokenizer_task import TokenizerTask
@@ -40,6 +41,7 @@ class Estimate:
     memory: Memory  #: computed
     recompute: bool | None  #: whether the memory is that with recomputed activations; None: it has none in it
     other_memory: Memory  #: computed, with the other choice
+    cut_bytes: int  #: of the memory, what several processes share out with ``loop.sharding full``
     step_operations: int  #: floating-point operations of a step, computed; 0: not known
     peak_bytes: int  #: measured on a GPU, elsewhere 0
     step_seconds: float  #: measured, the first step left out
@@ -66,11 +68,13 @@ def estimate(task: Task, *, loop: LoopSettings, optimizer_settings: OptimizerSet
         durations.append(time.perf_counter() - last)
         last = time.perf_counter()
     recompute = task.run.recompute if isinstance(task, PriorTask | TokenizerTask) else None
+    cut = sum(weight.numel() * weight.element_size() for weight in weights_to_cut(task.module))
     return Estimate(
         num_parameters=sum(parameter.numel() for parameter in parameters),
         memory=expected_memory(task, loop, recompute=bool(recompute)),
         recompute=recompute,
         other_memory=expected_memory(task, loop, recompute=not recompute),
+        cut_bytes=5 * cut if loop.sharding == "full" else 0,  # weights, gradients, two averages of AdamW, EMA
         step_operations=2 * loop.batch_size * _multiply_adds(task),
         peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
         step_seconds=statistics.median(durations[1:] or durations),
@@ -134,6 +138,11 @@ def describe(found: Estimate) -> list[str]:
     if found.recompute is not None:
         other = "false" if found.recompute else "true"
         lines.append(f"memory with --recompute {other}: {found.other_memory.total / _GIGA:.2f} GB (computed)")
+    if found.cut_bytes:
+        lines.append(
+            f"of these, {found.cut_bytes / _GIGA:.2f} GB are divided by the number of processes "
+            "(loop.sharding full; at the start each holds all weights twice)"
+        )
     if found.peak_bytes:
         lines.append(f"memory at the peak, without the average: {found.peak_bytes / _GIGA:.2f} GB (measured)")
     if found.step_operations:

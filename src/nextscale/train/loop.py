@@ -2,7 +2,7 @@
 
 Special here: everything random follows from the step, so `Progress` is the only state of the loop. Several
 processes run it side by side and take every branch together: what decides is equal on all of them. The first
-one alone writes and speaks.
+one alone writes and speaks, but slices of a sharded model are written by those that hold them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from nextscale.train.optimizer import build_optimizer, set_rates
 from nextscale.train.progress import Progress
 from nextscale.train.schedules import learning_rate, weight_decay
 from nextscale.train.settings import LoopSettings, OptimizerSettings
+from nextscale.train.sharding import assembled, outline, shard_, words_apart
 from nextscale.train.step import StepResult, describe_failure, take_step
 from nextscale.train.stopping import Stopped, StopRequest, stop_requests
 from nextscale.train.task import Task
@@ -47,6 +48,7 @@ class _Run:
     saver: saving.Saver
     stop: StopRequest
     ranks: Distributed
+    outline: nn.Module | None  #: the averaged module without values, where that is sharded
     progress: Progress = field(default_factory=Progress)
 
     def step(self, batch: Batch) -> StepResult:
@@ -86,8 +88,12 @@ class _Run:
     def save(self) -> None:
         """A checkpoint of this moment, and the bad images up to here."""
         with self.ranks.together():
-            if self.ranks.is_first:
+            if self.ranks.is_first or self.outline is not None:
                 self.saver.save(self.progress, task=self.task, average=self.average, optimizer=self.optimizer)
+        self._share_skipped()
+
+    def _share_skipped(self) -> None:
+        """Have the first rank note which bad images the others met."""
         if self.task.skipped is not None and self.ranks.world_size > 1:
             self.task.skipped.share(self.ranks)
 
@@ -103,20 +109,29 @@ class _Run:
             return
         name, larger_is_better = self.task.score
         self.progress = self.progress.after_look(scores[name], larger_is_better=larger_is_better)
-        with self.ranks.together():
-            if self.progress.best_step == self.progress.step and self.ranks.is_first:
-                self.task.export(self.average, self.folder / "best")
+        if self.progress.best_step == self.progress.step:
+            self.export("best")
         if self.ranks.world_size > 1:
             votes = self.stop.votes()
             self.ranks.sum_([votes])
             self.stop.settle(votes)
 
+    def export(self, name: str) -> None:
+        """Write the averaged weights as a model of their own into the run's folder."""
+        with self.ranks.together():
+            average = self.average
+            if self.outline is not None:
+                average = assembled(self.outline, average, self.ranks)
+            if self.ranks.is_first:
+                self.task.export(average, self.folder / name)
+
     def score(self, limit: int | None) -> dict[str, float]:
         """Score and draw the averaged weights, for the log. The first rank's scores count."""
         with self.ranks.together():
-            scores = self.task.evaluate(self.average, limit)
+            scores = self.task.evaluate(self.average, limit, ranks=self.ranks)
             picture = self.task.picture(self.average)
         scores = self.ranks.of_first(scores)
+        self._share_skipped()
         with self.ranks.together():
             if self.ranks.is_first:
                 self._show(scores, picture)
@@ -162,15 +177,16 @@ def train(
         OSError: a checkpoint could not be written.
     """
     ranks.take_first_([*task.module.state_dict().values(), *task.state().values()])
+    average = averaged_copy(task.averaged)
+    empty = _shard_(task, average, loop, ranks)
     optimizer = build_optimizer(
         task.module, optimizer_settings, no_decay=task.no_decay, groups=task.parameter_groups
     )
-    average = averaged_copy(task.averaged)
     with ranks.together():
         first, complaints = saving.restore(
-            folder / "checkpoints", task=task, average=average, optimizer=optimizer
+            folder / "checkpoints", task=task, average=average, optimizer=optimizer, ranks=ranks
         )
-    ranks.check_same(f"step {first.step}", name=f"checkpoints in {folder}, which all must see,")
+    writers = Distributed(0, 1, ranks.device) if empty is None else words_apart(ranks)
     for complaint in complaints:
         say(f"checkpoint passed over: {complaint}")
     if first.step:
@@ -178,19 +194,18 @@ def train(
     with (
         stop_requests(alone=ranks.world_size == 1) as stop,
         RunLog(folder, first_step=first.step, silent=not ranks.is_first) as log,
-        saving.Saver(folder / "checkpoints", keep=loop.keep) as saver,
+        saving.Saver(folder / "checkpoints", keep=loop.keep, ranks=writers) as saver,
     ):
         run = _Run(
-            task, folder, loop, optimizer_settings, optimizer, average, say, log, saver, stop, ranks, first
+            task, folder, loop, optimizer_settings, optimizer, average, say, log, saver, stop, ranks, empty,
+            first,
         )  # fmt: skip
         _all_steps(run, show=progress)
         run.save()
         run.finish_saving()
         if stop.cause:
             raise Stopped(run.progress.step, stop.cause)
-        with ranks.together():
-            if ranks.is_first:
-                task.export(average, folder / "model")
+        run.export("model")
         scores = stop.unless_asked(lambda: run.score(None))
         if scores is None:
             raise Stopped(run.progress.step, stop.cause)
@@ -198,6 +213,20 @@ def train(
         draw_curves(folder / "log.jsonl", folder / "curves.png")
     _tell_end(run)
     return scores
+
+
+def _shard_(task: Task, average: nn.Module, loop: LoopSettings, ranks: Distributed) -> nn.Module | None:
+    """Leave each process its slices of what is trained and averaged, where that is set and there are several.
+
+    Returns:
+        The averaged module without values; None where everything stays whole.
+    """
+    if loop.sharding == "replicated" or ranks.world_size == 1:
+        return None
+    empty = outline(average)
+    shard_(average, ranks)
+    shard_(task.averaged, ranks, dtype=torch.bfloat16 if loop.precision == "bfloat16" else None)
+    return empty
 
 
 def _all_steps(run: _Run, *, show: bool) -> None:

@@ -200,11 +200,13 @@ class PriorTask:
     def after_step(self, step: int) -> None:
         """Nothing besides the optimizer's step."""
 
-    def evaluate(self, module: nn.Module, limit: int | None) -> dict[str, float]:
+    def evaluate(
+        self, module: nn.Module, limit: int | None, *, ranks: Distributed | None = None
+    ) -> dict[str, float]:
         assert isinstance(module, NextScalePrior)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.loop.precision == "bfloat16"):
             return prediction_scores(
-                self.tokenizer, module.eval(), self.validation, limit=limit, skipped=self.skipped
+                self.tokenizer, module.eval(), self.validation, limit=limit, skipped=self.skipped, ranks=ranks
             )
 
     def alarms(self, scores: dict[str, float]) -> list[str]:

@@ -22,6 +22,7 @@ from nextscale.train.loop import train
 from nextscale.train.prior_task import PriorTask
 from nextscale.train.run_folder import claimed_by_first, first_difference
 from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
+from nextscale.train.sharding import check_torch, weights_to_cut
 from nextscale.train.task import Task
 from nextscale.train.tokenizer_task import TokenizerTask
 
@@ -64,14 +65,14 @@ def train_run(
             description["tokens_sha256"] = task.cache.sha256
     if isinstance(task, TokenizerTask):
         description |= task.digests
-    _check_same(description | {"images": images}, ranks)
+    sharding = description["loop"].pop("sharding")  # a run may go on sharded or not, as its processes are
+    _check_same(description | {"images": images, "loop.sharding": sharding}, ranks)
     with claimed_by_first(folder, description, ranks):
         if skipped is not None and ranks.is_first:
             skipped.keep_in(folder)
         parameters = list(task.module.parameters())
         count = sum(parameter.numel() for parameter in parameters)
-        processes = f", {ranks.world_size} processes" if ranks.world_size > 1 else ""
-        say(f"{images}, {count:,} parameters, on {parameters[0].device}{processes}")
+        say(f"{images}, {count:,} parameters, on {parameters[0].device}{_processes(run, task, ranks)}")
         if not (folder / "checkpoints").exists():
             for line in task.start_lines:
                 say(line)
@@ -98,6 +99,19 @@ def _check_processes(run: TokenizerRun | PriorRun | ClassifierRun, ranks: Distri
             "the classifier trains in one process: its batch norm looks at whole batches, so several "
             "processes would train another network; start it without torchrun"
         )
+    if run.loop.sharding == "full" and ranks.world_size > 1:
+        check_torch()
+
+
+def _processes(run: TokenizerRun | PriorRun | ClassifierRun, task: Task, ranks: Distributed) -> str:
+    """How many there are, and how much they share out, in words."""
+    if ranks.world_size == 1:
+        return ""
+    if run.loop.sharding == "replicated":
+        return f", {ranks.world_size} processes"
+    count = sum(parameter.numel() for parameter in task.module.parameters())
+    cut = sum(parameter.numel() for parameter in weights_to_cut(task.averaged))
+    return f", {ranks.world_size} processes with slices of {100 * cut / count:.1f} % of them"
 
 
 def _check_same(description: dict[str, Any], ranks: Distributed) -> None:

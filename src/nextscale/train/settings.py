@@ -44,6 +44,11 @@ class LoopSettings(BaseModel):
     accumulate: int = Field(
         1, ge=1, description="parts of a batch that are worked off one after the other, their gradients added"
     )
+    sharding: Literal["replicated", "full"] = Field(
+        "replicated",
+        description="what each of several processes holds: the whole model, or (full) a slice of each large "
+        "weight, of its gradient and its averages; one process always holds all",
+    )
     seed: int = Field(0, ge=0, description="of the initial weights and of every random choice")
     precision: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="of the forward pass; weights stay float32"
@@ -268,3 +273,12 @@ class ClassifierRun(BaseModel):
     cut_out: int = Field(8, ge=0, description="side of the square that is painted gray, in pixels")
     optimizer: OptimizerSettings = OptimizerSettings()
     loop: LoopSettings = LoopSettings()
+
+    @model_validator(mode="after")
+    def _check_sharding(self) -> ClassifierRun:
+        if self.loop.sharding != "replicated":
+            raise ValueError(
+                f"loop.sharding {self.loop.sharding} would have no effect, since the classifier trains in "
+                "one process: leave it out"
+            )
+        return self

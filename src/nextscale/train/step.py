@@ -17,6 +17,7 @@ from nextscale.data.loader import Batch
 from nextscale.distributed import Distributed
 from nextscale.train.optimizer import clip_gradients
 from nextscale.train.settings import LoopSettings
+from nextscale.train.sharding import is_cut, own
 from nextscale.train.stopping import StopRequest
 from nextscale.train.task import Task
 
@@ -78,7 +79,7 @@ def take_step(
     if ranks.world_size > 1:
         own_loss = own_loss.clone()
         _unite(task, numbers, stop or StopRequest(), ranks)
-    norms = clip_gradients(task.module, clip_norm, task.parameter_groups)
+    norms = clip_gradients(task.module, clip_norm, task.parameter_groups, ranks=ranks)
     finite = bool(torch.isfinite(torch.stack([numbers["loss"], *norms.values()])).all())
     if finite:
         optimizer.step()
@@ -92,9 +93,11 @@ def take_step(
 def _unite(task: Task, numbers: dict[str, Tensor], stop: StopRequest, ranks: Distributed) -> None:
     """Average gradients and numbers over the processes, and add up their totals and votes.
 
-    A parameter without gradient has none on any rank: the step decides that, not the samples.
+    A parameter without gradient has none on any rank: the step decides that, not the samples. Gradients that
+    are slices were averaged in the backward pass.
     """
-    gradients = [item.grad for item in task.module.parameters() if item.grad is not None]
+    given = [item.grad for item in task.module.parameters() if item.grad is not None]
+    gradients = [gradient for gradient in given if not is_cut(gradient)]
     means, votes = [*gradients, *numbers.values()], stop.votes()
     ranks.sum_([*means, *task.totals.values(), votes])
     torch._foreach_div_(means, float(ranks.world_size))
@@ -106,7 +109,7 @@ def describe_failure(task: Task, batch: Batch, result: StepResult) -> str:
     bad = [
         name
         for name, parameter in task.module.named_parameters()
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+        if parameter.grad is not None and not bool(torch.isfinite(own(parameter.grad)).all())
     ]
     total = sum(1 for _ in task.module.parameters())
     where = f"{len(bad)} of {total} parameters, first {bad[0]}" if bad else "no parameter's gradient"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nextscale.data.loader import WHOLE, Batch
 from nextscale.data.skipped import SkippedImages
+from nextscale.distributed import Distributed
 from nextscale.train.optimizer import ParameterGroup
 
 
@@ -56,8 +57,10 @@ class Task(Protocol):
         """Whatever has to happen to the weights besides the optimizer's step."""
         ...
 
-    def evaluate(self, module: nn.Module, limit: int | None) -> dict[str, float]:
-        """Scores of the averaged weights on validation images."""
+    def evaluate(
+        self, module: nn.Module, limit: int | None, *, ranks: Distributed | None = None
+    ) -> dict[str, float]:
+        """Scores of the averaged weights on validation images, which several processes share."""
         ...
 
     def alarms(self, scores: dict[str, float]) -> list[str]:

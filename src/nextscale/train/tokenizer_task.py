@@ -16,7 +16,7 @@ from nextscale import checkpoint
 from nextscale.data.loader import WHOLE, Batch, evaluation_batches, training_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
-from nextscale.distributed import place
+from nextscale.distributed import Distributed, place
 from nextscale.evaluate.reconstruction import reconstruction_scores
 from nextscale.features.vit import load_vit
 from nextscale.features.weights import weights_digest
@@ -169,9 +169,13 @@ class TokenizerTask:
         if self.adversary:
             self.adversary.after_step(step)
 
-    def evaluate(self, module: nn.Module, limit: int | None) -> dict[str, float]:
+    def evaluate(
+        self, module: nn.Module, limit: int | None, *, ranks: Distributed | None = None
+    ) -> dict[str, float]:
         assert isinstance(module, Tokenizer)
-        return reconstruction_scores(module.eval(), self.validation, limit=limit, skipped=self.skipped)
+        return reconstruction_scores(
+            module.eval(), self.validation, limit=limit, skipped=self.skipped, ranks=ranks
+        )
 
     def alarms(self, scores: dict[str, float]) -> list[str]:
         found = usage_alarms(scores, self.run)
