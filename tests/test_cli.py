@@ -56,7 +56,7 @@ def test_help_is_instant() -> None:
     assert min(seconds) < 0.5
     assert all(
         f"\n    {name} " in result.stdout
-        for name in ("demo", "train", "tokenize", "sample", "evaluate", "convert", "statistics")
+        for name in ("demo", "train", "tokenize", "sample", "evaluate", "convert")
     )
 
 
