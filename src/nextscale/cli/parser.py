@@ -217,3 +217,5 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
         "--top-p", type=float, help="draw among the likeliest codes with this probability; 1 is off"
     )
     command.add_argument("--temperature", type=float, help="divides the logits")
+    command.add_argument("--sampler", choices=["ddim", "ddpm"], help="of diffusion: how noise is taken away")
+    command.add_argument("--num-steps", type=int, help="of diffusion: how many times")

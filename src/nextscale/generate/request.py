@@ -8,18 +8,30 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypedDict
 
 import numpy
 import torch
 from torch import Tensor
 
 from nextscale.generate.sampling import Draw
-from nextscale.generate.settings import SamplingSettings
+from nextscale.generate.settings import DEFAULT_STEPS, ModelSettings, SamplingSettings, refuse_idle
 from nextscale.rng import check_seeds
 
 Label = int | str | None
-Value = TypeVar("Value", int, float)
+
+
+class Sampling(TypedDict, total=False):
+    """Sampling settings of one call: a value for all images, or one per image (not of the last two); None
+    is the model's own.
+    """
+
+    guidance: float | Sequence[float] | None
+    top_k: int | Sequence[int] | None
+    top_p: float | Sequence[float] | None
+    temperature: float | Sequence[float] | None
+    sampler: str | None
+    num_steps: int | None
 
 
 class Request(NamedTuple):
@@ -30,6 +42,8 @@ class Request(NamedTuple):
     guidance_B: Tensor  #: float32
     draw: Draw
     smooth: bool
+    sampler: str
+    num_steps: int
 
 
 def resolve_label(label: Label, class_names: Sequence[str]) -> int:
@@ -63,18 +77,16 @@ def _some(names: Sequence[str]) -> str:
 
 
 def build_request(
-    labels: Sequence[Label], seeds: Sequence[int], settings: SamplingSettings, *, class_names: Sequence[str],
-    vocab_size: int, overrides: dict[str, float | Sequence[float] | None], smooth: bool, device: torch.device,
+    labels: Sequence[Label], seeds: Sequence[int], model: ModelSettings, *, overrides: Sampling, smooth: bool,
+    device: torch.device,
 ) -> Request:  # fmt: skip
     """Check what was asked for.
 
     Args:
         labels: one per image.
         seeds: one per image, from 0 to 2**63 - 1.
-        settings: the model's own sampling settings, used where ``overrides`` is None.
-        class_names: of the model.
-        vocab_size: V.
-        overrides: guidance, top_k, top_p, temperature: a number for all images, or one per image.
+        model: its classes, codes, scales, and its own sampling settings, used where ``overrides`` is None.
+        overrides: a number for all images, or one per image.
         smooth: mix codes.
         device: of the tensors.
 
@@ -88,27 +100,68 @@ def build_request(
             f"{len(labels)} labels and {len(seeds)} seeds: give one of each per image, at least one"
         )
     check_seeds(seeds)
-    count, chosen = (
-        len(labels),
-        {**settings.model_dump(), **{k: v for k, v in overrides.items() if v is not None}},
-    )
+    kind = model.prior.kind if model.prior else "next_scale"
+    if smooth and kind != "next_scale":
+        raise ValueError(
+            f"smooth mixes the codes of a whole scale, the prior is of kind {kind}: leave it out"
+        )
+    count, chosen = len(labels), _chosen(model.sampling, overrides, kind)
     guidance = _spread("guidance", chosen["guidance"], count, low=0.0)
-    top_k = _spread("top_k", chosen["top_k"], count, low=0, high=vocab_size)
+    vocab_size = model.tokenizer.quantizer.vocab_size
+    top_k = _spread_whole("top_k", chosen["top_k"], count, high=vocab_size, ends="0 is off, 1 is greedy")
     top_p = _spread("top_p", chosen["top_p"], count, low=0.0, high=1.0, above=True)
     temperature = _spread("temperature", chosen["temperature"], count, low=0.0, above=True)
-    if any(value != int(value) for value in top_k):
-        raise ValueError(f"top_k {top_k} must be whole numbers; 0 is off, 1 is greedy")
+    sampler, num_steps = _denoising(chosen["sampler"], chosen["num_steps"])
+
+    def floats(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
     return Request(
-        labels_B=torch.tensor([resolve_label(label, class_names) for label in labels], device=device),
+        labels_B=torch.tensor([resolve_label(label, model.class_names) for label in labels], device=device),
         seeds=tuple(int(seed) for seed in seeds),
-        guidance_B=torch.tensor(guidance, dtype=torch.float32, device=device),
+        guidance_B=floats(guidance),
         draw=Draw(
-            torch.tensor([int(value) for value in top_k], device=device),
+            torch.tensor(top_k, device=device),
             torch.tensor(top_p, dtype=torch.float64, device=device),
-            torch.tensor(temperature, dtype=torch.float32, device=device),
+            floats(temperature),
         ),
         smooth=smooth,
+        sampler=sampler,
+        num_steps=num_steps,
     )
+
+
+def _denoising(sampler: str, num_steps: int | None) -> tuple[str, int]:
+    """The checked way of denoising, and its steps."""
+    if sampler not in DEFAULT_STEPS:
+        raise ValueError(f"sampler {sampler!r} is unknown: expected ddim or ddpm")
+    whole = num_steps is None or (isinstance(num_steps, (int, numpy.integer)) and 1 <= num_steps <= 1000)
+    if not whole:
+        raise ValueError(f"num_steps {num_steps!r} is out of range: expected a whole number from 1 to 1000")
+    return sampler, int(num_steps or DEFAULT_STEPS[sampler])
+
+
+def _chosen(own: SamplingSettings, overrides: Sampling, kind: str) -> dict[str, Any]:
+    """The model's own settings, replaced by those that were given, which a prior of this kind must know."""
+    known = own.model_dump()
+    for name in overrides:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"unknown sampling setting {name!r}: expected {', '.join(known)}{hint}")
+    given = {name: value for name, value in overrides.items() if value is not None}
+    refuse_idle(kind, given)
+    return {**known, **given}
+
+
+def _spread_whole(
+    name: str, given: int | Sequence[int], count: int, *, high: int, ends: str
+) -> list[int]:  # fmt: skip
+    """One checked whole number from 0 to ``high`` per image; ``ends`` says what the smallest do."""
+    values = _spread(name, given, count, low=0, high=high)
+    if any(value != int(value) for value in values):
+        raise ValueError(f"{name} {values} must be whole numbers; {ends}")
+    return [int(value) for value in values]
 
 
 def _spread(
