@@ -81,9 +81,11 @@ def _write(
     sheet = grid(enlarge(images, max(1, 64 // images.shape[1])), columns=columns)
     Image.fromarray(sheet).save(place / "grid.png")
     names = ["none" if label is None else generator.class_names[int(label)] for label in labels]
+    prior = generator.settings.prior
+    assert prior is not None, "it made images"
     record = {
         "model": options.model, "labels": names, "seeds": list(seeds), "smooth": options.smooth,
-        "sampling": {**generator.settings.sampling.model_dump(), **sampling_options(options)},
+        "sampling": {**generator.settings.sampling.known_to(prior.kind), **sampling_options(options)},
     }  # fmt: skip
     checkpoint.write_json(place / "settings.json", record)
     if options.png:
