@@ -13,7 +13,7 @@ from PIL import Image
 
 from models_for_tests import VOCAB, model_settings, random_generator, tokens_of
 from nextscale import Generator
-from nextscale.generate import generator as generator_module
+from nextscale.generate import next_scale as next_scale_module
 from nextscale.generate.generator import Preview, Result
 from nextscale.rng import code_uniforms
 
@@ -46,7 +46,7 @@ def test_smooth_draws_anew_for_every_image_and_scale(
         drawn.append(key)
         return code_uniforms(*key)
 
-    monkeypatch.setattr(generator_module, "code_uniforms", spy)
+    monkeypatch.setattr(next_scale_module, "code_uniforms", spy)
     generator([1, 2], seeds=[8, 9], smooth=True)
     assert drawn == [(seed, scale, (scale + 1) ** 2, VOCAB) for scale in range(4) for seed in (8, 9)]
 

@@ -18,8 +18,9 @@ from models_for_tests import (
     lone_prior,
     prior_inputs,
 )
-from nextscale.prior.next_scale import NextScalePrior, drop_path_factors
+from nextscale.prior.next_scale import NextScalePrior
 from nextscale.prior.settings import PriorSettings
+from nextscale.prior.transformer import drop_path_factors
 from nextscale.scales import ScaleSchedule
 
 WIDE = ScaleSchedule(sizes=((1, 2), (2, 3), (3, 5)))

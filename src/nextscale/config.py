@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -18,13 +18,32 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def setting_paths(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every dotted path of a settings class with its description, in order."""
+    """Every dotted path of a settings class with its description, in order; of a choice between classes
+    those of all of them, each once.
+    """
     for name, field in model.model_fields.items():
-        nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
-            yield from setting_paths(nested, f"{prefix}{name}.")
-        else:
+        nested = _nested(field.annotation)
+        if not nested:
             yield prefix + name, field.description or ""
+        paths = [item for choice in nested for item in setting_paths(choice, f"{prefix}{name}.")]
+        yield from dict(paths).items()
+
+
+def _nested(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes that an annotation chooses from; none where it is a plain value."""
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [choice for part in get_args(annotation) for choice in _nested(part)]
+
+
+def setting_values(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Every dotted path of settings with its value and description, in order."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            yield from setting_values(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value, field.description or ""
 
 
 def parse_overrides(arguments: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:
@@ -72,6 +91,23 @@ def _read(path: str, text: str) -> Any:
         ) from error
 
 
+def _place(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The path of an error; the name of the class that was chosen, which pydantic puts in, is no part of
+    it.
+    """
+    path: list[str] = []
+    chosen, at_choice = [model], False
+    for part in location:
+        if at_choice:
+            at_choice = False
+            continue
+        path.append(str(part))
+        fields = [choice.model_fields[str(part)] for choice in chosen if part in choice.model_fields]
+        chosen = [choice for field in fields[:1] for choice in _nested(field.annotation)]
+        at_choice = len(chosen) > 1
+    return path
+
+
 def nearest(word: str, known: Sequence[str], mark: str = "") -> str:
     """A hint for a message: the known word that is most like a wrong one, or nothing."""
     last = word.rsplit(".", 1)[-1]
@@ -107,7 +143,7 @@ def build(model: type[Settings], tree: Mapping[str, Any], *, source: str) -> Set
     except ValidationError as error:
         # an unknown key first: what is missing may just be misspelt
         first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-        path = ".".join(str(part) for part in first["loc"])
+        path = ".".join(_place(model, first["loc"]))
         if first["type"] == "extra_forbidden":
             paths = [known_path for known_path, _ in setting_paths(model)]
             known = [*paths, *sorted({known_path.rpartition(".")[0] for known_path in paths} - {""})]

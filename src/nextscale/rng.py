@@ -21,7 +21,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 # What the numbers are for, in the highest bits of a key's second half: no two purposes share a stream.
-_TOKENS, _CODES, _SAMPLE, _ORDER, _STEP = (purpose << 60 for purpose in range(5))
+_TOKENS, _CODES, _SAMPLE, _ORDER, _STEP, _NOISE, _LESSON = (purpose << 60 for purpose in range(7))
 _CANDIDATE = 15 << 60
 
 
@@ -39,6 +39,19 @@ def token_uniforms(seed: int, num_tokens: int) -> numpy.ndarray:
 def code_uniforms(seed: int, scale: int, num_cells: int, vocab_size: int) -> numpy.ndarray:
     """One number in [0, 1) for each cell of a scale and each code (`smooth` only): float32 (T, V)."""
     return _generator(int(seed), _CODES | scale).random((num_cells, vocab_size), dtype=numpy.float32)
+
+
+def image_normals(seed: int, draw: int, shape: tuple[int, ...]) -> numpy.ndarray:
+    """Standard normal numbers of the image with this seed (diffusion only): float32.
+
+    Draw 0 is the noise that it starts from, draw k what step k adds.
+    """
+    return _generator(int(seed), _NOISE | draw).standard_normal(shape, dtype=numpy.float32)
+
+
+def lesson_normals(key: int, shape: tuple[int, ...]) -> numpy.ndarray:
+    """Standard normal numbers that a training or validation image is disturbed by: float32."""
+    return _generator(key, _LESSON).standard_normal(shape, dtype=numpy.float32)
 
 
 def sample_uniforms(seed: int, epoch: int, sample: int, count: int) -> numpy.ndarray:

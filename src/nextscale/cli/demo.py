@@ -81,7 +81,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         Image.fromarray(grid(enlarge(strip, 2 * factor), columns=len(strip))).save(place / "strip.png")
         Image.fromarray(side_by_side(real, decoded)).save(place / "reconstructions.png")
         (place / "index.html").write_text(_page(generator, options.model, classes, times), encoding="utf-8")
-        sampling = generator.settings.sampling.model_dump()
+        sampling = generator.sampling({})
         checkpoint.write_json(
             place / "demo.json", {"model": options.model, "sampling": sampling, "times": times}
         )
@@ -101,7 +101,7 @@ def _page(generator: Generator, model: str, classes: Sequence[int], times: dict[
     )
     settings = {
         "nextscale": __version__, "seeds": f"0 to {len(classes) * _PER_CLASS - 1}",
-        "sampling": generator.settings.sampling.model_dump(),
+        "sampling": generator.sampling({}),
     }  # fmt: skip
     return _PAGE.format(
         model=html.escape(model), rows=rows, num_scales=schedule.num_scales, strip_label=names[classes[-1]],

@@ -99,7 +99,7 @@ def _score_samples(
         name: float(agreed[number::count].mean())
         for number, name in enumerate(generator.class_names[: len(images)])
     }
-    used = {**generator.settings.sampling.model_dump(), **settings}
+    used = generator.sampling(settings)
     shown = [image for number in range(count) for image in images[number::count][:_GRID_PER_CLASS]]
     sheet = grid(enlarge(numpy.stack(shown), max(1, 64 // images.shape[1])), columns=_GRID_PER_CLASS)
     return {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from nextscale.data.sources import open_source
 from nextscale.distributed import choose_device
-from nextscale.evaluate.likelihood import likelihood_scores
+from nextscale.evaluate.likelihood import TokenPrior, likelihood_scores
 from nextscale.generate.generator import Generator
 
 
@@ -18,6 +18,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         raise ValueError(f"--batch {options.batch} and --limit {options.limit} must be at least 1")
     generator = Generator.load(options.model, device=choose_device(options.device))
     prior, source = generator.prior, open_source(options.data)
+    if not isinstance(prior, TokenPrior):
+        raise ValueError(f"{options.model} is a diffusion prior, which gives tokens no probability")
     if source.class_names != generator.class_names:
         raise ValueError(
             f"{options.data} has other classes than the model: {', '.join(source.class_names[:5])}"

@@ -78,7 +78,7 @@ def _samples(generator: Generator, options: argparse.Namespace, record: dict[str
     settings = sampling_options(options)
     seeds = range(options.seed, options.seed + len(labels))
     record |= {"model": options.images, "first_seed": options.seed}
-    record |= {"sampling": {**generator.settings.sampling.model_dump(), **settings}}
+    record |= {"sampling": generator.sampling(settings)}
     return sample_images(generator, labels, seeds, batch=50, settings=settings)
 
 

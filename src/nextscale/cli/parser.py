@@ -249,3 +249,5 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--ssg", type=float, help="scaled spatial guidance, away from the coarser scale's logits; 0 is off"
     )
+    command.add_argument("--sampler", choices=["ddim", "ddpm"], help="of diffusion: how noise is taken away")
+    command.add_argument("--num-steps", type=int, help="of diffusion: how many times")

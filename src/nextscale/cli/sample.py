@@ -119,7 +119,7 @@ def _record(
         "model": options.model,
         "labels": ["none" if label is None else generator.class_names[int(label)] for label in labels],
         "seeds": list(seeds), "smooth": options.smooth,
-        "sampling": {**generator.settings.sampling.model_dump(), **sampling_options(options)},
+        "sampling": generator.sampling(sampling_options(options)),
     }  # fmt: skip
 
 

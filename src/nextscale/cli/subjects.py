@@ -85,7 +85,7 @@ def samples_of(images: Samples, head: Mapping[str, Any]) -> Subject:
         "samples": {
             "count": images.count, "first_seed": images.first_seed,
             "last_seed": images.first_seed + images.count - 1,
-            "sampling": {**images.generator.settings.sampling.model_dump(), **images.sampling},
+            "sampling": images.generator.sampling(images.sampling),
         },
     })  # fmt: skip
 

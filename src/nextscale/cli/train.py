@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from nextscale.config import build, merge, parse_overrides, setting_paths
+from nextscale.config import build, merge, parse_overrides, setting_values
 from nextscale.recipes import STAGES, read_recipe
 
 
@@ -21,7 +21,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         stage, tree, source=f"{options.recipe} with the given settings" if rest else options.recipe
     )
     if options.settings:
-        _print_settings(stage, settings)
+        _print_settings(settings)
         return
     if options.dry_run:
         from nextscale.distributed import num_processes
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
         if num_processes() > 1:
             raise ValueError("--dry-run measures one process: run it without torchrun")
-        _print_settings(stage, settings)
+        _print_settings(settings)
         for line in describe(estimate_run(settings, device=options.device)):
             print(line)
         return
@@ -56,11 +56,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
             print(f"model: {folder / 'model'}   curves: {folder / 'curves.png'}")
 
 
-def _print_settings(stage: type[BaseModel], settings: BaseModel) -> None:
-    for path, description in setting_paths(stage):
-        value: object = settings
-        for name in path.split("."):
-            value = getattr(value, name)
+def _print_settings(settings: BaseModel) -> None:
+    for path, value, description in setting_values(settings):
         print(f"--{path} {value}   # {description}")
 
 

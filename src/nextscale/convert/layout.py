@@ -119,6 +119,10 @@ def _check_key_bias(state: State, *, source: str) -> None:
 def _check_expressible(settings: ModelSettings) -> None:
     schedule, quantizer = settings.schedule, settings.tokenizer.quantizer
     groups = settings.tokenizer.autoencoder.norm_groups
+    if settings.prior is not None and settings.prior.kind != "next_scale":
+        raise ValueError(
+            f"the published layout knows next_scale priors only, this one is of kind {settings.prior.kind}"
+        )
     if any(h != w for h, w in schedule.sizes):
         raise ValueError(f"the published layout knows square token maps only, given {schedule.sizes}")
     if groups != 32:

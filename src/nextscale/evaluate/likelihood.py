@@ -18,36 +18,39 @@ from torch import Tensor
 
 from nextscale.data.loader import evaluation_batches
 from nextscale.data.sources import Source
-from nextscale.evaluate.prediction import token_losses
+from nextscale.evaluate.prediction import teacher_inputs, token_losses
 from nextscale.pixels import to_model
 from nextscale.prior.next_scale import NextScalePrior
+from nextscale.prior.next_token import NextTokenPrior
 from nextscale.tokenizer.model import Tokenizer
 
 #: Of a standard normal variable: 95 % lie within.
 _Z95 = 1.959964
+#: Those that give probabilities of tokens.
+TokenPrior = NextScalePrior | NextTokenPrior
 
 
 @torch.no_grad()
-def label_bits(prior: NextScalePrior, labels_B: Tensor, tokens_BL: Tensor, inputs_BLC: Tensor) -> Tensor:
+def label_bits(prior: TokenPrior, labels_B: Tensor, tokens_BL: Tensor, inputs: Tensor) -> Tensor:
     """-log2 p(tokens of a scale | label, tokens of the coarser ones): float64 (B, S).
 
     Args:
         prior: in evaluation mode.
         labels_B: int64 in [0, K]; K is no class in particular.
         tokens_BL: int64.
-        inputs_BLC: float32 (B, L - T of the first scale, C), `Tokenizer.teacher_inputs`.
+        inputs: what the prior reads, `nextscale.evaluate.prediction.teacher_inputs`.
     """
-    losses_BL = token_losses(prior(labels_B, inputs_BLC), tokens_BL).double()
+    losses_BL = token_losses(prior(labels_B, inputs), tokens_BL).double()
     return torch.stack([part.sum(dim=1) for part in prior.schedule.split(losses_BL)], dim=1) / math.log(2)
 
 
-def class_bits(prior: NextScalePrior, tokens_BL: Tensor, inputs_BLC: Tensor, *, batch_size: int) -> Tensor:
+def class_bits(prior: TokenPrior, tokens_BL: Tensor, inputs: Tensor, *, batch_size: int) -> Tensor:
     """`label_bits` under every class: float64 (B, K, S). Logits (batch_size, L, V) are in memory at a time.
 
     Args:
         prior: in evaluation mode.
         tokens_BL: int64.
-        inputs_BLC: as for `label_bits`.
+        inputs: as for `label_bits`.
         batch_size: pairs of image and class at a time.
     """
     count, classes = len(tokens_BL), prior.num_classes
@@ -55,7 +58,7 @@ def class_bits(prior: NextScalePrior, tokens_BL: Tensor, inputs_BLC: Tensor, *, 
     images = torch.arange(count, device=device).repeat_interleave(classes)
     labels = torch.arange(classes, device=device).repeat(count)
     parts = [
-        label_bits(prior, label, tokens_BL[image], inputs_BLC[image])
+        label_bits(prior, label, tokens_BL[image], inputs[image])
         for image, label in zip(images.split(batch_size), labels.split(batch_size), strict=True)
     ]
     return torch.cat(parts).view(count, classes, -1)
@@ -63,7 +66,7 @@ def class_bits(prior: NextScalePrior, tokens_BL: Tensor, inputs_BLC: Tensor, *, 
 
 @torch.no_grad()
 def likelihood_scores(
-    tokenizer: Tokenizer, prior: NextScalePrior, source: Source, *, limit: int | None = None,
+    tokenizer: Tokenizer, prior: TokenPrior, source: Source, *, limit: int | None = None,
     batch_size: int = 64, classify: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Bits of the tokens of center crops under their own labels, and what the model takes them for.
@@ -87,11 +90,11 @@ def likelihood_scores(
         source, size=tokenizer.image_size, batch_size=batch_size, limit=limit
     ):
         tokens_BL = tokenizer.encode(to_model(pixels).to(device))
-        inputs_BLC = tokenizer.teacher_inputs(tokens_BL)
+        inputs = teacher_inputs(tokenizer, prior, tokens_BL)
         if classify:
-            bits.append(class_bits(prior, tokens_BL, inputs_BLC, batch_size=batch_size).cpu())
+            bits.append(class_bits(prior, tokens_BL, inputs, batch_size=batch_size).cpu())
         else:
-            own = label_bits(prior, torch.from_numpy(given).to(device), tokens_BL, inputs_BLC)
+            own = label_bits(prior, torch.from_numpy(given).to(device), tokens_BL, inputs)
             bits.append(own[:, None].cpu())
         labels.append(given)
     bits_NKS, labels_N = torch.cat(bits).numpy(), numpy.concatenate(labels)

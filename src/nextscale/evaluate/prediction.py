@@ -12,9 +12,13 @@ from torch import Tensor
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.distributed import Distributed
+from nextscale.evaluate.denoising import denoising_scores
 from nextscale.evaluate.sharing import shared_batches
+from nextscale.generate.folder import Prior
 from nextscale.pixels import to_model
+from nextscale.prior.diffusion import DiffusionPrior
 from nextscale.prior.next_scale import NextScalePrior
+from nextscale.prior.next_token import NextTokenPrior
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.model import Tokenizer
 
@@ -36,10 +40,15 @@ def mean_per_scale(values_L: Tensor, schedule: ScaleSchedule) -> Tensor:
     return torch.stack([part.mean() for part in values_L.split(schedule.num_cells)])
 
 
+def teacher_inputs(tokenizer: Tokenizer, prior: NextScalePrior | NextTokenPrior, tokens_BL: Tensor) -> Tensor:
+    """What a prior reads to predict these tokens: maps of the coarser scales, or the tokens themselves."""
+    return tokenizer.teacher_inputs(tokens_BL) if isinstance(prior, NextScalePrior) else tokens_BL
+
+
 @torch.no_grad()
 def prediction_scores(
     tokenizer: Tokenizer,
-    prior: NextScalePrior,
+    prior: Prior,
     source: Source,
     *,
     limit: int | None = None,
@@ -47,7 +56,8 @@ def prediction_scores(
     skipped: SkippedImages | None = None,
     ranks: Distributed | None = None,
 ) -> dict[str, float]:
-    """Loss in nats per token and accuracy over center crops of a source, in all and per scale.
+    """Loss in nats per token and accuracy over center crops of a source, in all and per scale; of a diffusion
+    prior what `denoising_scores` gives.
 
     Args:
         tokenizer: in evaluation mode, on the device of the prior.
@@ -58,6 +68,10 @@ def prediction_scores(
         skipped: takes the names of bad images, which are left out; None: a bad image is an error.
         ranks: processes that share the images, all of which must call this; None: this one alone.
     """
+    if isinstance(prior, DiffusionPrior):
+        return denoising_scores(
+            tokenizer, prior, source, limit=limit, batch_size=batch_size, skipped=skipped, ranks=ranks
+        )
     schedule, device = tokenizer.schedule, prior.position.device
     ranks = ranks or Distributed(0, 1, device)
     total, size = (torch.zeros(*shape, dtype=torch.float64) for shape in ((2, schedule.num_tokens), (1,)))
@@ -66,8 +80,8 @@ def prediction_scores(
     ):
         with torch.autocast(device.type, enabled=False):
             tokens_BL = tokenizer.encode(to_model(pixels).to(device))
-            inputs_BLC = tokenizer.teacher_inputs(tokens_BL)
-        logits_BLV = prior(torch.from_numpy(labels).to(device), inputs_BLC)
+            inputs = teacher_inputs(tokenizer, prior, tokens_BL)
+        logits_BLV = prior(torch.from_numpy(labels).to(device), inputs)
         if counts:
             total += torch.stack(token_scores(logits_BLV, tokens_BL)).double().cpu() * len(labels)
             size += len(labels)

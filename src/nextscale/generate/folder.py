@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from pydantic import ValidationError
 
 from nextscale import checkpoint
 from nextscale.generate.settings import ModelSettings
+from nextscale.prior.diffusion import DiffusionPrior
 from nextscale.prior.next_scale import NextScalePrior
+from nextscale.prior.next_token import NextTokenPrior
+from nextscale.prior.settings import DiffusionSettings, NextTokenSettings
 from nextscale.tokenizer.model import Tokenizer
 
+#: A prior of any family.
+Prior: TypeAlias = NextScalePrior | NextTokenPrior | DiffusionPrior
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 _FILES = {"config.json", "tokenizer.safetensors", "prior.safetensors", "README.md"}
 
 
 def save_model(
-    folder: Path, settings: ModelSettings, *, tokenizer: Tokenizer, prior: NextScalePrior | None = None,
+    folder: Path, settings: ModelSettings, *, tokenizer: Tokenizer, prior: Prior | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:  # fmt: skip
     """Write a model folder, whole or not at all.
@@ -67,7 +72,7 @@ def load_tokenizer(folder: Path, settings: ModelSettings) -> Tokenizer:
     return _fill(tokenizer, folder / "tokenizer.safetensors")
 
 
-def load_prior(folder: Path, settings: ModelSettings) -> NextScalePrior:
+def load_prior(folder: Path, settings: ModelSettings) -> Prior:
     """The prior of a model folder, float32, not in training mode. Raises ValueError when it has none."""
     if settings.prior is None:
         raise ValueError(f"{folder} holds a tokenizer but no prior: train one with nextscale train prior")
@@ -76,15 +81,21 @@ def load_prior(folder: Path, settings: ModelSettings) -> NextScalePrior:
     return _fill(prior, folder / "prior.safetensors")
 
 
-def build_prior(settings: ModelSettings) -> NextScalePrior:
-    """A prior with fresh weights that fits the tokenizer and the classes of a model."""
+def build_prior(settings: ModelSettings) -> Prior:
+    """A prior with fresh weights that fits the tokenizer and the classes of a model.
+
+    Raises:
+        ValueError: there is none, or the tokenizer has other scales than it reads.
+    """
     if settings.prior is None:
         raise ValueError("these model settings describe no prior")
-    quantizer = settings.tokenizer.quantizer
-    return NextScalePrior(
-        settings.prior, settings.schedule, vocab_size=quantizer.vocab_size, code_dim=quantizer.code_dim,
-        num_classes=len(settings.class_names),
-    )  # fmt: skip
+    given, schedule, num_classes = settings.prior, settings.schedule, len(settings.class_names)
+    vocab_size, code_dim = settings.tokenizer.quantizer.vocab_size, settings.tokenizer.quantizer.code_dim
+    if isinstance(given, NextTokenSettings):
+        return NextTokenPrior(given, schedule, vocab_size=vocab_size, num_classes=num_classes)
+    if isinstance(given, DiffusionSettings):
+        return DiffusionPrior(given, schedule, code_dim=code_dim, num_classes=num_classes)
+    return NextScalePrior(given, schedule, vocab_size=vocab_size, code_dim=code_dim, num_classes=num_classes)
 
 
 def _fill(module: Module, path: Path) -> Module:
@@ -106,5 +117,7 @@ def _card(settings: ModelSettings) -> str:
         f"- classes: {len(settings.class_names)}",
     ]
     if settings.prior is not None:
-        lines.append(f"- prior: depth {settings.prior.depth}, width {settings.prior.width}")
+        lines.append(
+            f"- prior: {settings.prior.kind}, depth {settings.prior.depth}, width {settings.prior.width}"
+        )
     return "\n".join(lines) + "\n"

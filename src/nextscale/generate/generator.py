@@ -1,41 +1,42 @@
-"""`Generator`: a tokenizer and a prior together make images, coarse to fine.
+"""`Generator`: a tokenizer and a prior together make images.
 
-Letters: B batch, S scales, L tokens of all scales, T tokens of one scale, V codes, C width of a code, H W
-pixels, h w cells.
-Special here: one generation is one Python generator, `_tokens_of_scales`; whatever it needs lives in its
-frame, so two can run side by side, and one that fails leaves nothing behind.
+Letters: B batch, L tokens, H W pixels, C channels, h w cells.
+Special here: one generation is one Python generator; each family has its own (`next_scale`, `next_token`,
+`diffusion` beside this file). Whatever it needs lives in its frame, so two can run side by side, and one that
+fails leaves nothing behind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy
 import torch
 from PIL import Image
 from torch import Tensor
 
-from nextscale.generate.folder import load_prior, load_tokenizer, read_settings, save_model
-from nextscale.generate.guidance import guidance_weights, guide, num_guided_scales, ramp, sharpen
+from nextscale.generate.diffusion import step_by_step
+from nextscale.generate.folder import Prior, load_prior, load_tokenizer, read_settings, save_model
+from nextscale.generate.next_scale import scale_by_scale
+from nextscale.generate.next_token import token_by_token
 from nextscale.generate.request import Label, Request, Sampling, build_request
-from nextscale.generate.sampling import draw_tokens, mix_codes
 from nextscale.generate.settings import ModelSettings
 from nextscale.pixels import grid, to_uint8
 from nextscale.prior.next_scale import NextScalePrior
-from nextscale.rng import code_uniforms, token_uniforms
+from nextscale.prior.next_token import NextTokenPrior
 from nextscale.tokenizer.model import Tokenizer
 
 
 @dataclass(frozen=True)
 class Preview:
-    """The image after one scale."""
+    """The image on its way: after one scale, one row of tokens or one step of diffusion."""
 
-    scale: int  #: 0 is the coarsest
+    scale: int  #: its number, from 0
     images: numpy.ndarray  #: uint8 (B, H, W, 3)
-    tokens_BL: Tensor | None  #: int64, all scales so far; None for `smooth`
+    tokens_BL: Tensor | None  #: int64, all so far; None for `smooth` and diffusion
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Result:
     """Finished images."""
 
     images_BCHW: Tensor  #: float32 in [-1, 1]
-    tokens_BL: Tensor | None  #: int64; None for `smooth`, which draws no tokens
+    tokens_BL: Tensor | None  #: int64; None for `smooth` and diffusion, which draw no tokens
 
     @property
     def images(self) -> numpy.ndarray:
@@ -61,13 +62,11 @@ class Generator:
 
     Args:
         settings: what ``config.json`` holds.
-        tokenizer: decodes tokens.
-        prior: predicts them; None for a model that only reconstructs.
+        tokenizer: makes images of tokens or features.
+        prior: of any family; None for a model that only reconstructs.
     """
 
-    def __init__(
-        self, settings: ModelSettings, tokenizer: Tokenizer, prior: NextScalePrior | None = None
-    ) -> None:
+    def __init__(self, settings: ModelSettings, tokenizer: Tokenizer, prior: Prior | None = None) -> None:
         self.settings, self.tokenizer, self._prior = settings, tokenizer.eval(), prior
         if prior is not None:
             prior.eval()
@@ -98,7 +97,7 @@ class Generator:
         return self
 
     @property
-    def prior(self) -> NextScalePrior:
+    def prior(self) -> Prior:
         """The transformer. Raises ValueError when the model has none."""
         if self._prior is None:
             raise ValueError(
@@ -111,6 +110,11 @@ class Generator:
         """One name per class."""
         return self.settings.class_names
 
+    def sampling(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Every sampling setting that decides: the model's own, replaced by those that are given."""
+        prior = self.settings.prior
+        return {**self.settings.sampling.known_to(prior.kind if prior else "next_scale"), **given}
+
     @torch.no_grad()
     def __call__(
         self, labels: Sequence[Label], *, seeds: Sequence[int], smooth: bool = False,
@@ -121,47 +125,56 @@ class Generator:
         Args:
             labels: class numbers or names; None is the unconditional class.
             seeds: one per image, whole numbers from 0.
-            smooth: mix codes instead of drawing one (pictures only; the result carries no tokens).
+            smooth: mix codes instead of drawing one (next-scale pictures only; the result carries no tokens).
             settings: what is not given, or None, is the model's own; a list gives one value per image.
 
-                guidance: classifier-free guidance at the last scale, from 0 (off).
+                guidance: classifier-free guidance, from 0 (off); next-scale: at the last scale.
                 top_k: draw among the k likeliest codes; 0 is off, 1 is greedy.
                 top_p: draw among the likeliest codes that hold this probability, in (0, 1]; 1 is off.
                 temperature: divides the logits, above 0.
                 num_unguided_scales: last scales without guidance, which then take half the work; 0 is none.
                 ssg: scaled spatial guidance, away from the coarser scale's logits, from 0 (off).
+                sampler: of diffusion, "ddim" or "ddpm"; one for all images.
+                num_steps: of diffusion, 1 to 1000; one for all images.
 
         Raises:
-            ValueError: a value out of its range, with the range.
+            ValueError: a value out of its range, with the range; a setting that has no effect on this prior.
         """
         request = self._request(labels, seeds, smooth, settings)
         parts: list[Tensor] = []
         finished: Tensor | None = None
-        for tokens, accumulated in self._tokens_of_scales(request):
-            parts.append(tokens)
-            finished = accumulated
+        for tokens, features in self._steps(request):
+            if tokens is not None:
+                parts.append(tokens)
+            finished = features
         assert finished is not None
         images_BCHW = self.tokenizer.decode_features(finished)
-        return Result(images_BCHW, None if smooth else torch.cat(parts, dim=1))
+        return Result(images_BCHW, None if smooth or not parts else torch.cat(parts, dim=1))
 
     def stream(
         self, labels: Sequence[Label], *, seeds: Sequence[int], smooth: bool = False,
         **settings: Unpack[Sampling],
     ) -> Iterator[Preview]:  # fmt: skip
-        """As calling the generator, but one `Preview` after each scale; the last is the finished image."""
-        request = self._request(labels, seeds, smooth, settings)
-        return self._previews(request)
+        """As calling the generator, but a `Preview` after each scale, row of tokens or step of diffusion; the
+        last is the finished image.
+        """
+        return self._previews(self._request(labels, seeds, smooth, settings))
 
     def _previews(self, request: Request) -> Iterator[Preview]:
         parts: list[Tensor] = []
-        steps = self._tokens_of_scales(request)
-        for scale in range(self.settings.schedule.num_scales):
+        steps, number = self._steps(request), 0
+        while True:
             with torch.no_grad():  # not around the yield: the caller's code must not run in it
-                tokens, accumulated = next(steps)
-                parts.append(tokens)
-                images = to_uint8(self.tokenizer.decode_features(accumulated))
-                tokens_so_far = None if request.smooth else torch.cat(parts, dim=1)
-            yield Preview(scale, images, tokens_so_far)
+                step = next(steps, None)
+                if step is None:
+                    return
+                tokens, features = step
+                if tokens is not None:
+                    parts.append(tokens)
+                images = to_uint8(self.tokenizer.decode_features(features))
+                tokens_so_far = None if request.smooth or not parts else torch.cat(parts, dim=1)
+            yield Preview(number, images, tokens_so_far)
+            number += 1
 
     def _request(
         self, labels: Sequence[Label], seeds: Sequence[int], smooth: bool, overrides: Sampling
@@ -171,44 +184,11 @@ class Generator:
             device=self.prior.position.device,
         )  # fmt: skip
 
-    def _tokens_of_scales(self, request: Request) -> Iterator[tuple[Tensor, Tensor]]:
-        """The tokens (B, T) of each scale, and the map (B, C, h, w) accumulated up to it."""
-        prior, quantizer, schedule = self.prior, self.tokenizer.quantizer, self.settings.schedule
-        batch, device = len(request.seeds), request.labels_B.device
-        weights_SB = guidance_weights(request.guidance_B, request.num_unguided_B, schedule.num_scales)
-        num_guided, sharpened = num_guided_scales(weights_SB), bool((request.ssg_B > 0).any())
-        labels = request.labels_B
-        if num_guided:  # both branches in one batch
-            labels = torch.cat([labels, torch.full_like(labels, prior.unconditional)])
-        condition, cache = prior.condition(labels), prior.new_cache(len(labels))
-        uniforms = numpy.stack([token_uniforms(seed, schedule.num_tokens) for seed in request.seeds])
-        uniforms_BL = torch.from_numpy(uniforms).to(device)
-        tokens: list[Tensor] = []
-        coarser: Tensor | None = None
-
-        def choose(scale: int, accumulated: Tensor) -> Tensor:
-            nonlocal condition, coarser
-            inputs = quantizer.resize_to(scale, accumulated) if scale else None
-            if scale == num_guided > 0:  # no finer scale reads the unconditional branch either
-                condition = condition.first(batch)
-                cache.keep_first(batch)
-            if inputs is not None and scale < num_guided:
-                inputs = torch.cat([inputs, inputs])
-            logits = prior.step(scale, condition, inputs, cache)
-            if scale < num_guided:
-                logits = guide(logits[:batch], logits[batch:], weights_SB[scale])
-            before, coarser = coarser, logits
-            if before is not None and sharpened:
-                sizes = schedule.sizes[scale - 1], schedule.sizes[scale]
-                logits = sharpen(logits, before, request.ssg_B, sizes=sizes)
-            if request.smooth:
-                share = ramp(scale, schedule.num_scales)
-                draws = [code_uniforms(seed, scale, *logits.shape[1:]) for seed in request.seeds]
-                noise = torch.from_numpy(numpy.stack(draws)).to(device)
-                tokens.append(logits.new_zeros(0))
-                return mix_codes(logits, noise, quantizer.codebook.weight, request.draw, share=share)
-            tokens.append(draw_tokens(logits, uniforms_BL[:, schedule.slice(scale)], request.draw))
-            return quantizer.codebook(tokens[-1])
-
-        for accumulated in quantizer.walk(choose, batch):
-            yield tokens[-1], accumulated
+    def _steps(self, request: Request) -> Iterator[tuple[Tensor | None, Tensor]]:
+        """What a generation yields: new tokens (B, T), if any, and the features (B, C, h, w) so far."""
+        prior = self.prior
+        if isinstance(prior, NextScalePrior):
+            return scale_by_scale(prior, self.tokenizer, request)
+        if isinstance(prior, NextTokenPrior):
+            return token_by_token(prior, self.tokenizer, request)
+        return step_by_step(prior, request)

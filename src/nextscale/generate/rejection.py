@@ -92,7 +92,7 @@ def keep_best(
         labels, seeds, generator.settings, overrides=settings, smooth=False, device=device
     )
     pairs = [(image, number) for image in range(len(labels)) for number in range(candidates)]
-    best: dict[int, tuple[float, int, Tensor, Tensor]] = {}
+    best: dict[int, tuple[float, int, Tensor, Tensor | None]] = {}
     for start in range(0, len(pairs), batch_size):
         part = pairs[start : start + batch_size]
         images = [image for image, _ in part]
@@ -101,15 +101,16 @@ def keep_best(
         scores = score(result.images_BCHW, checked.labels_B[images])
         if not bool(scores.isfinite().all()):
             raise ValueError("the scorer gave a score that is no finite number: images cannot be compared")
-        assert result.tokens_BL is not None
+        tokens_BL = result.tokens_BL  # diffusion draws none
         for row, (image, value) in enumerate(zip(images, scores.tolist(), strict=True)):
             if image not in best or value > best[image][0]:
                 # copies, or each row would keep its whole batch in memory
-                kept = result.images_BCHW[row].clone(), result.tokens_BL[row].clone()
-                best[image] = value, tried[row], *kept
+                drawn = None if tokens_BL is None else tokens_BL[row].clone()
+                best[image] = value, tried[row], result.images_BCHW[row].clone(), drawn
         on_drawn(len(part))
     values, kept_seeds, kept_images, tokens = zip(*(best[image] for image in range(len(labels))), strict=True)
-    return Kept(Result(torch.stack(kept_images), torch.stack(tokens)), kept_seeds, values, len(pairs))
+    whole = None if tokens[0] is None else torch.stack(tokens)
+    return Kept(Result(torch.stack(kept_images), whole), kept_seeds, values, len(pairs))
 
 
 def _rows(settings: Sampling, images: Sequence[int]) -> Sampling:

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from nextscale.generate.sampling import Draw
-from nextscale.generate.settings import ModelSettings, SamplingSettings
+from nextscale.generate.settings import DEFAULT_STEPS, ModelSettings, SamplingSettings, refuse_idle
 from nextscale.rng import check_seeds
 
 Label = int | str | None
 
 
 class Sampling(TypedDict, total=False):
-    """Sampling settings of one call: a value for all images, or one per image; None is the model's own."""
+    """Sampling settings of one call: a value for all images, or one per image (not of the last two); None
+    is the model's own.
+    """
 
     guidance: float | Sequence[float] | None
     top_k: int | Sequence[int] | None
@@ -30,6 +32,8 @@ class Sampling(TypedDict, total=False):
     temperature: float | Sequence[float] | None
     num_unguided_scales: int | Sequence[int] | None
     ssg: float | Sequence[float] | None
+    sampler: str | None
+    num_steps: int | None
 
 
 class Request(NamedTuple):
@@ -42,6 +46,8 @@ class Request(NamedTuple):
     ssg_B: Tensor  #: float32
     draw: Draw
     smooth: bool
+    sampler: str
+    num_steps: int
 
 
 def resolve_label(label: Label, class_names: Sequence[str]) -> int:
@@ -98,7 +104,12 @@ def build_request(
             f"{len(labels)} labels and {len(seeds)} seeds: give one of each per image, at least one"
         )
     check_seeds(seeds)
-    count, chosen = len(labels), _chosen(model.sampling, overrides)
+    kind = model.prior.kind if model.prior else "next_scale"
+    if smooth and kind != "next_scale":
+        raise ValueError(
+            f"smooth mixes the codes of a whole scale, the prior is of kind {kind}: leave it out"
+        )
+    count, chosen = len(labels), _chosen(model.sampling, overrides, kind)
     guidance = _spread("guidance", chosen["guidance"], count, low=0.0)
     vocab_size = model.tokenizer.quantizer.vocab_size
     top_k = _spread_whole("top_k", chosen["top_k"], count, high=vocab_size, ends="0 is off, 1 is greedy")
@@ -109,6 +120,7 @@ def build_request(
         ends="0 is none",
     )  # fmt: skip
     ssg = _spread("ssg", chosen["ssg"], count, low=0.0)
+    sampler, num_steps = _denoising(chosen["sampler"], chosen["num_steps"])
 
     def floats(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device)
@@ -125,18 +137,32 @@ def build_request(
             floats(temperature),
         ),
         smooth=smooth,
+        sampler=sampler,
+        num_steps=num_steps,
     )
 
 
-def _chosen(own: SamplingSettings, overrides: Sampling) -> dict[str, Any]:
-    """The model's own settings, replaced by those that were given."""
+def _denoising(sampler: str, num_steps: int | None) -> tuple[str, int]:
+    """The checked way of denoising, and its steps."""
+    if sampler not in DEFAULT_STEPS:
+        raise ValueError(f"sampler {sampler!r} is unknown: expected ddim or ddpm")
+    whole = num_steps is None or (isinstance(num_steps, (int, numpy.integer)) and 1 <= num_steps <= 1000)
+    if not whole:
+        raise ValueError(f"num_steps {num_steps!r} is out of range: expected a whole number from 1 to 1000")
+    return sampler, int(num_steps or DEFAULT_STEPS[sampler])
+
+
+def _chosen(own: SamplingSettings, overrides: Sampling, kind: str) -> dict[str, Any]:
+    """The model's own settings, replaced by those that were given, which a prior of this kind must know."""
     known = own.model_dump()
     for name in overrides:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"unknown sampling setting {name!r}: expected {', '.join(known)}{hint}")
-    return {**known, **{name: value for name, value in overrides.items() if value is not None}}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    refuse_idle(kind, given)
+    return {**known, **given}
 
 
 def _spread_whole(

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nextscale.prior.settings import PriorSettings
+from nextscale.prior.settings import AnyPriorSettings
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.settings import TokenizerSettings
 
+#: What only a diffusion prior knows, and all that it knows; all that a next-token prior knows.
+_OF_DIFFUSION = ("sampler", "num_steps")
+_KNOWN = {
+    "next_token": ("guidance", "top_k", "top_p", "temperature"),
+    "diffusion": ("guidance", *_OF_DIFFUSION),
+}
+
+#: Steps of diffusion where none are given.
+DEFAULT_STEPS = {"ddim": 50, "ddpm": 250}
+
 
 class SamplingSettings(BaseModel):
-    """How tokens are drawn. A model carries the values that suit it; every call may give others."""
+    """How images are drawn. A model carries the values that suit it; every call may give others."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    guidance: float = Field(1.5, ge=0, description="classifier-free guidance at the last scale; 0 is off")
+    guidance: float = Field(
+        1.5, ge=0, description="classifier-free guidance (next_scale: at the last scale); 0 is off"
+    )
     top_k: int = Field(0, ge=0, description="draw among the k likeliest codes; 0 is off")
     top_p: float = Field(
         1.0, gt=0, le=1, description="draw among the likeliest codes that hold this probability; 1 is off"
@@ -27,6 +40,32 @@ class SamplingSettings(BaseModel):
     ssg: float = Field(
         0.0, ge=0, description="scaled spatial guidance away from the coarser scale's logits; 0 is off"
     )
+    sampler: Literal["ddim", "ddpm"] = Field(
+        "ddim", description="of diffusion: ddim draws the first noise only, ddpm some at every step"
+    )
+    num_steps: int | None = Field(
+        None, ge=1, le=1000, description="of diffusion; None: 50 with ddim, 250 with ddpm"
+    )
+
+    def known_to(self, kind: str) -> dict[str, Any]:
+        """Those settings that have an effect on a prior of this kind."""
+        return {name: value for name, value in self.model_dump().items() if _is_known(name, kind)}
+
+    def refuse_idle(self, kind: str) -> None:
+        """Raise ValueError when a setting other than the default would have no effect on such a prior."""
+        fields = type(self).model_fields
+        refuse_idle(kind, (name for name in fields if getattr(self, name) != fields[name].default))
+
+
+def refuse_idle(kind: str, names: Iterable[str]) -> None:
+    """Raise ValueError when one of these sampling settings would have no effect on a prior of this kind."""
+    for name in names:
+        if not _is_known(name, kind):
+            raise ValueError(f"{name} would have no effect: the prior is of kind {kind}; leave it out")
+
+
+def _is_known(name: str, kind: str) -> bool:
+    return name in _KNOWN[kind] if kind in _KNOWN else name not in _OF_DIFFUSION
 
 
 class ModelSettings(BaseModel):
@@ -36,9 +75,15 @@ class ModelSettings(BaseModel):
     format_version: Literal[1] = Field(1, description="of the folder; older software refuses a newer one")
     schedule: ScaleSchedule
     tokenizer: TokenizerSettings
-    prior: PriorSettings | None = None
+    prior: AnyPriorSettings | None = None
     class_names: tuple[str, ...] = ()
     enlarge: float = Field(
         1.0, ge=1, description="preprocessing of training images: short side after resizing / crop"
     )
     sampling: SamplingSettings = SamplingSettings()
+
+    @model_validator(mode="after")
+    def _check_sampling(self) -> ModelSettings:
+        if self.prior is not None:
+            self.sampling.refuse_idle(self.prior.kind)
+        return self

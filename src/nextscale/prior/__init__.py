@@ -1,1 +1,1 @@
-"""Transformers that predict tokens."""
+"""Transformers that predict tokens, or the noise in features."""

@@ -1,7 +1,7 @@
-"""Keys and values of the scales that are done, preallocated for the whole schedule and handed in by the
+"""Keys and values of the tokens that are done, preallocated for the whole sequence and handed in by the
 caller.
 
-Letters: B batch, L tokens of all scales, T tokens of one scale, N heads, E head width.
+Letters: B batch, L all tokens, T tokens of one step, D model width, N heads, E head width.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nextscale.prior.settings import PriorSettings
+from nextscale.prior.settings import TransformerSettings
 
 
 class KeyValueCache:
@@ -17,7 +17,7 @@ class KeyValueCache:
 
     def __init__(
         self,
-        settings: PriorSettings,
+        settings: TransformerSettings,
         num_tokens: int,
         batch: int,
         *,
@@ -27,9 +27,17 @@ class KeyValueCache:
         shape = (settings.depth, 2, batch, settings.heads, num_tokens, settings.width // settings.heads)
         self.tensor = torch.empty(shape, device=device, dtype=dtype)
 
+    @classmethod
+    def like(cls, position_LD: Tensor, settings: TransformerSettings, batch: int) -> KeyValueCache:
+        """An empty cache for as many tokens as there are places, in the dtype that attention runs in."""
+        device, dtype = position_LD.device, position_LD.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        return cls(settings, len(position_LD), batch, device=device, dtype=dtype)
+
     def extend(self, block: int, place: slice, key_BNTE: Tensor, value_BNTE: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a scale's keys and values of one block; return those of the prefix that ends with it (B, N,
-        <=L, E).
+        """Store the keys and values of a scale or a token in one block; return those of the prefix that ends
+        with it (B, N, <=L, E).
         """
         keys, values = self.tensor[block]
         keys[:, :, place], values[:, :, place] = key_BNTE, value_BNTE

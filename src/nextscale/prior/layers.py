@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.prior.settings import PriorSettings
+from nextscale.prior.settings import TransformerSettings
 
 #: (query, key, value), each (B, N, T, E), and the scale of the logits -> mixed values (B, N, T, E).
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -25,7 +25,7 @@ _MAX_LOG_SCALE = math.log(100)
 class Attention(nn.Module):
     """Multi-head attention; keys have no bias. Unit queries and keys carry one learned scale per head."""
 
-    def __init__(self, settings: PriorSettings) -> None:
+    def __init__(self, settings: TransformerSettings) -> None:
         super().__init__()
         self.heads, self.unit_qk = settings.heads, settings.unit_qk
         width = settings.width
@@ -71,7 +71,7 @@ class Block(nn.Module):
     condition.
     """
 
-    def __init__(self, settings: PriorSettings) -> None:
+    def __init__(self, settings: TransformerSettings) -> None:
         super().__init__()
         self.width, self.eps = settings.width, settings.norm_eps
         self.attention = Attention(settings)
@@ -82,7 +82,7 @@ class Block(nn.Module):
             self.modulation = nn.Linear(settings.width, 6 * settings.width)
 
     @torch.no_grad()
-    def shrink_residuals(self, settings: PriorSettings) -> None:
+    def shrink_residuals(self, settings: TransformerSettings) -> None:
         """Initial weights of what a block adds: shrunk with depth, and nearly closed gates."""
         width = self.width
         self.attention.proj.weight.div_((2 * settings.depth) ** 0.5)
@@ -119,8 +119,8 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def attend_to(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Attention of all queries to all keys that are given.
+def attend_to(query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False) -> Tensor:
+    """Attention of all queries to all keys that are given; ``causal``: of each to those up to its own place.
 
     CPUs compute it in float32: the bfloat16 kernel's backward takes twice as long there (measured,
     docs/log.md).
@@ -129,6 +129,6 @@ def attend_to(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor
     compute = torch.promote_types(dtype, torch.float32) if query.device.type == "cpu" else dtype
     with torch.autocast(query.device.type, enabled=False):
         mixed = F.scaled_dot_product_attention(
-            query.to(compute), key.to(compute), value.to(compute), scale=scale
+            query.to(compute), key.to(compute), value.to(compute), scale=scale, is_causal=causal
         )
     return mixed.to(dtype)

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from nextscale.prior.settings import PriorSettings
+from nextscale.prior.cost import Cost, cost
+from nextscale.prior.settings import AnyPriorSettings, DiffusionSettings, TransformerSettings
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.settings import AutoencoderSettings, QuantizerSettings, TokenizerSettings
 
@@ -135,31 +136,27 @@ def decode(settings: TokenizerSettings, schedule: ScaleSchedule) -> int:
     return network + phis(settings.quantizer, schedule)
 
 
-def block_weights(prior: PriorSettings) -> int:
+def block_weights(prior: TransformerSettings) -> int:
     """Weights in the matrices of one block that every token meets."""
     return round((4 + 2 * prior.mlp_ratio) * prior.width**2)
 
 
-def prior_pass(prior: PriorSettings, schedule: ScaleSchedule, quantizer: QuantizerSettings) -> int:
-    """Multiply-adds of one forward pass over all scales of one image, without guidance.
+def prior_pass(prior: AnyPriorSettings, schedule: ScaleSchedule, quantizer: QuantizerSettings) -> int:
+    """Multiply-adds of one forward pass over the whole sequence of one image, without guidance.
 
     Training computes all scales at once, sampling one by one with a cache: the same number.
     """
-    width, tokens = prior.width, schedule.num_tokens
-    blocks = prior.depth * _block_pass(prior, schedule)
-    modulation = (6 * (1 if prior.shared_adaln else prior.depth) + 2) * width**2
-    inputs = (tokens - schedule.num_cells[0]) * quantizer.code_dim * width
-    return blocks + modulation + inputs + tokens * width * quantizer.vocab_size
+    return _of_prior(prior, schedule, quantizer).forward_flops // 2
 
 
-def _block_pass(prior: PriorSettings, schedule: ScaleSchedule) -> int:
-    """Multiply-adds of one block: its matrices, and every query with the keys up to its scale, twice."""
-    pairs = sum(cells * end for cells, end in zip(schedule.num_cells, schedule.offsets[1:], strict=True))
-    return block_weights(prior) * schedule.num_tokens + 2 * prior.width * pairs
+def _of_prior(prior: AnyPriorSettings, schedule: ScaleSchedule, quantizer: QuantizerSettings) -> Cost:
+    return cost(  # the number of classes is one of parameters, not of operations
+        prior, schedule, vocab_size=quantizer.vocab_size, code_dim=quantizer.code_dim, num_classes=1
+    )
 
 
 def prior_training(
-    prior: PriorSettings, schedule: ScaleSchedule, tokenizer: TokenizerSettings, *, recompute: bool,
+    prior: AnyPriorSettings, schedule: ScaleSchedule, tokenizer: TokenizerSettings, *, recompute: bool,
     kept_tokens: bool,
 ) -> int:  # fmt: skip
     """Multiply-adds per image of a prior's training step.
@@ -171,10 +168,11 @@ def prior_training(
         recompute: the blocks compute their forward pass twice.
         kept_tokens: images need no encoding.
     """
-    forward = prior_pass(prior, schedule, tokenizer.quantizer)
-    tokens = phis(tokenizer.quantizer, schedule) + (0 if kept_tokens else encode(tokenizer, schedule))
-    again = recompute * prior.depth * _block_pass(prior, schedule)
-    return forward * (1 + BACKWARD) + again + tokens
+    found = _of_prior(prior, schedule, tokenizer.quantizer)
+    passes = found.forward_flops // 2 * (1 + BACKWARD) + recompute * found.block_flops // 2
+    if isinstance(prior, DiffusionSettings):  # reads features, not tokens
+        return passes + sum(part.multiply_adds for part in encoder_parts(tokenizer, schedule))
+    return passes + phis(tokenizer.quantizer, schedule) + (0 if kept_tokens else encode(tokenizer, schedule))
 
 
 def tokenizer_training(settings: TokenizerSettings, schedule: ScaleSchedule, *, recompute: bool) -> int:
@@ -190,7 +188,7 @@ def tokenizer_training(settings: TokenizerSettings, schedule: ScaleSchedule, *, 
 
 
 def generation(
-    prior: PriorSettings, schedule: ScaleSchedule, tokenizer: TokenizerSettings, *, guided: bool
+    prior: AnyPriorSettings, schedule: ScaleSchedule, tokenizer: TokenizerSettings, *, guided: bool
 ) -> int:
     """Multiply-adds of making one image: both branches of guidance, then the decoder."""
     return (1 + guided) * prior_pass(prior, schedule, tokenizer.quantizer) + decode(tokenizer, schedule)

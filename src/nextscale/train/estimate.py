@@ -22,6 +22,7 @@ from nextscale.train.memory import (
     training_memory,
 )
 from nextscale.train.optimizer import build_optimizer
+from nextscale.train.prior_base import PriorBase
 from nextscale.train.prior_task import PriorTask
 from nextscale.train.settings import LoopSettings, OptimizerSettings
 from nextscale.train.sharding import weights_to_cut
@@ -84,7 +85,7 @@ def estimate(task: Task, *, loop: LoopSettings, optimizer_settings: OptimizerSet
 
 
 def expected_memory(task: Task, loop: LoopSettings, *, recompute: bool) -> Memory:
-    """The memory that one process takes for a task, computed; activations of priors and tokenizers only."""
+    """The memory that one process takes for a task, computed; of diffusion and classifiers no activations."""
     device = next(task.module.parameters()).device
     images, activations, frozen = loop.batch_size // loop.accumulate, 0, 0
     if isinstance(task, PriorTask):
@@ -109,11 +110,11 @@ def expected_memory(task: Task, loop: LoopSettings, *, recompute: bool) -> Memor
 
 def _multiply_adds(task: Task) -> int:
     """Of one image in one step; 0 where it is not known."""
-    if isinstance(task, PriorTask):
+    if isinstance(task, PriorBase):
         tokenizer = task.tokenizer
         return cost.prior_training(
             task.run.prior, tokenizer.schedule, tokenizer.settings, recompute=task.run.recompute,
-            kept_tokens=task.cache is not None,
+            kept_tokens=isinstance(task, PriorTask) and task.cache is not None,
         )  # fmt: skip
     if isinstance(task, TokenizerTask):
         run = task.run

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from nextscale.prior.settings import PriorSettings
+from nextscale.prior.settings import TransformerSettings
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.settings import QuantizerSettings, TokenizerSettings
 from nextscale.train.cost import Part, block_weights, decoder_parts, encoder_parts
@@ -42,7 +42,7 @@ class Memory:
 
 
 def prior_block_bytes(
-    prior: PriorSettings, schedule: ScaleSchedule, *, precision: Precision, on_cpu: bool
+    prior: TransformerSettings, schedule: ScaleSchedule, *, precision: Precision, on_cpu: bool
 ) -> float:
     """What autograd keeps of one block for one image."""
     hidden, unit = 2 * prior.mlp_ratio, prior.unit_qk  # before and after GELU
@@ -62,8 +62,8 @@ def prior_block_bytes(
 
 
 def prior_activations(
-    prior: PriorSettings, schedule: ScaleSchedule, quantizer: QuantizerSettings, *, precision: Precision,
-    recompute: bool, on_cpu: bool = False,
+    prior: TransformerSettings, schedule: ScaleSchedule, quantizer: QuantizerSettings, *,
+    precision: Precision, recompute: bool, on_cpu: bool = False,
 ) -> int:  # fmt: skip
     """What a training step holds of one image at its peak: blocks, logits and their gradient."""
     block = prior_block_bytes(prior, schedule, precision=precision, on_cpu=on_cpu)
@@ -82,7 +82,7 @@ def encoding_bytes(settings: TokenizerSettings, schedule: ScaleSchedule) -> int:
     )
 
 
-def cache_bytes(prior: PriorSettings, schedule: ScaleSchedule, *, precision: Precision) -> int:
+def cache_bytes(prior: TransformerSettings, schedule: ScaleSchedule, *, precision: Precision) -> int:
     """Keys and values of one image and branch in sampling."""
     word = 2 if precision == "bfloat16" else _WORD
     return 2 * prior.depth * prior.width * schedule.num_tokens * word
@@ -130,7 +130,7 @@ class Shards(NamedTuple):
     unit: int  #: of these, in the largest part that is gathered at a time
 
 
-def prior_shards(prior: PriorSettings, num_processes: int) -> Shards:
+def prior_shards(prior: TransformerSettings, num_processes: int) -> Shards:
     """The matrices of the blocks, gathered block by block."""
     modulation = 0 if prior.shared_adaln else 6 * prior.width**2
     unit = block_weights(prior)

@@ -1,4 +1,5 @@
-"""Training the prior: cross-entropy of every token given the coarser scales, the tokenizer frozen.
+"""Training a prior that predicts tokens: cross-entropy of every token given the coarser scales (next-scale)
+or the tokens before it (next-token), the tokenizer frozen.
 
 Letters: B batch, S scales, L tokens of all scales, V codes.
 """
@@ -9,97 +10,37 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nextscale import checkpoint
 from nextscale.data.loader import WHOLE, Batch, token_batches, training_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.data.token_cache import TokenCache, describe, labels_digest, open_cache
 from nextscale.data.tokenizing import make_cache
 from nextscale.distributed import Distributed
-from nextscale.evaluate.prediction import mean_per_scale, prediction_scores, token_scores
-from nextscale.generate.folder import build_prior, load_tokenizer, read_settings
-from nextscale.generate.generator import Generator
-from nextscale.models import find_model
-from nextscale.pixels import enlarge, grid
-from nextscale.prior.next_scale import NextScalePrior, drop_path_factors
+from nextscale.evaluate.prediction import mean_per_scale, teacher_inputs, token_scores
+from nextscale.prior.diffusion import DiffusionPrior
+from nextscale.prior.transformer import drop_path_factors
 from nextscale.scales import ScaleSchedule
-from nextscale.train.fine_tune import start_from, with_classes
-from nextscale.train.optimizer import ParameterGroup
+from nextscale.train.prior_base import PriorBase
 from nextscale.train.settings import PriorRun
 
-_PICTURE_CLASSES, _PICTURE_PER_CLASS = 10, 8
 _TOKENIZE_BATCH = 100
 
 
-class PriorTask:
+class PriorTask(PriorBase):
     """See `nextscale.train.task.Task`."""
-
-    score: tuple[str, bool] = ("loss", False)
-    no_decay: tuple[str, ...] = (
-        "position",
-        "class_embedding",
-        "level_embedding",
-        "log_scale",
-        "modulation_offset",
-    )
-    parameter_groups: tuple[ParameterGroup, ...] = ()
 
     def __init__(
         self, run: PriorRun, *, source: Source | TokenCache, validation: Source, device: torch.device,
         folder: Path, skipped: SkippedImages | None = None,
     ) -> None:  # fmt: skip
-        self.skipped = skipped
-        self.run, self.source, self.validation, self.device, self.folder = (
-            run,
-            source,
-            validation,
-            device,
-            folder,
+        super().__init__(
+            run, source=source, validation=validation, device=device, folder=folder, skipped=skipped
         )
-        if not run.tokenizer_from and not run.init:
-            raise ValueError(
-                "no tokenizer given: set --tokenizer_from to the model folder of a trained tokenizer"
-            )
-        home = find_model(run.tokenizer_from or run.init)
-        base = read_settings(home)
-        self.tokenizer = load_tokenizer(home, base).to(device)
-        self.tokenizer_digest = checkpoint.digest(home / "tokenizer.safetensors")
-        self.settings = base.model_copy(
-            update={
-                "prior": run.prior, "class_names": source.class_names, "enlarge": run.data.enlarge,
-                "sampling": run.sampling,
-            }
-        )  # fmt: skip
-        vocab_size = base.tokenizer.quantizer.vocab_size
-        if run.sampling.top_k > vocab_size:
-            raise ValueError(
-                f"sampling.top_k {run.sampling.top_k} exceeds the {vocab_size} codes of the tokenizer"
-            )
-        if run.sampling.num_unguided_scales > base.schedule.num_scales:
-            raise ValueError(
-                f"sampling.num_unguided_scales {run.sampling.num_unguided_scales} exceeds the "
-                f"{base.schedule.num_scales} scales of the tokenizer"
-            )
-        self.module = build_prior(self.settings)
-        self.start_lines = self._start_from_init()
-        self.module.to(device)
-        self.weights_L = _token_weights(run.scale_weights, base.schedule).to(device)
+        self.weights_L = _token_weights(run.scale_weights, self.settings.schedule).to(device)
         self.cache = self._given_tokens()
-
-    def _start_from_init(self) -> list[str]:
-        """Take the weights of `init`, where it is set. Returns what to say about it."""
-        if not self.run.init:
-            return []
-        home = find_model(self.run.init)
-        known, wanted = read_settings(home).class_names, self.settings.class_names
-        tensors = checkpoint.read_tensors(home / "prior.safetensors")
-        same = sum(name in known for name in wanted)
-        taken = start_from(self.module, with_classes(tensors, known, wanted), source=self.run.init)
-        return [*taken.lines(self.run.init), f"classes: {same} of {len(wanted)} known by name"]
 
     def _given_tokens(self) -> TokenCache | None:
         """The tokens of `tokens_from`. Raises ValueError when they are not those that this run would see."""
@@ -153,14 +94,6 @@ class PriorTask:
             with ranks.together():
                 self.cache = self.cache or open_cache(folder)
 
-    @property
-    def averaged(self) -> nn.Module:
-        return self.module
-
-    @property
-    def totals(self) -> dict[str, Tensor]:
-        return {}
-
     def batches(self, steps: range, *, part: slice = WHOLE) -> Iterator[Batch]:
         loop = self.run.loop
         if self.cache is not None:
@@ -179,56 +112,18 @@ class PriorTask:
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         prior = self.module
+        assert not isinstance(prior, DiffusionPrior)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             items = batch.items.to(self.device)
             tokens_BL = self._encode(items) if items.is_floating_point() else items
-            inputs_BLC = self.tokenizer.teacher_inputs(tokens_BL)
-        uniforms_BR = batch.uniforms_BR.to(self.device)
-        # the first number decides about the class, the others about the blocks
-        dropped_B = uniforms_BR[:, 0] < prior.settings.class_dropout
-        labels_B = torch.where(dropped_B, prior.unconditional, batch.labels_B.to(self.device))
-        logits_BLV = prior(
-            labels_B, inputs_BLC, keep_D2B=drop_path_factors(prior.settings, uniforms_BR[:, 1:]),
-            recompute=self.run.recompute,
-        )  # fmt: skip
+            inputs = teacher_inputs(self.tokenizer, prior, tokens_BL)
+        keep_D2B = drop_path_factors(prior.settings, batch.uniforms_BR[:, 1:].to(self.device))
+        logits_BLV = prior(self.labels(batch), inputs, keep_D2B=keep_D2B, recompute=self.run.recompute)
         losses_L, correct_L = token_scores(logits_BLV, tokens_BL)
         per_scale = mean_per_scale(losses_L.detach(), self.settings.schedule)
         numbers = {"accuracy": correct_L.mean(), "scale_loss": per_scale}
         weights_L = self.weights_L.to(losses_L)
         return (losses_L * weights_L).sum() / weights_L.sum(), numbers
-
-    def after_step(self, step: int) -> None:
-        """Nothing besides the optimizer's step."""
-
-    def evaluate(
-        self, module: nn.Module, limit: int | None, *, ranks: Distributed | None = None
-    ) -> dict[str, float]:
-        assert isinstance(module, NextScalePrior)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.loop.precision == "bfloat16"):
-            return prediction_scores(
-                self.tokenizer, module.eval(), self.validation, limit=limit, skipped=self.skipped, ranks=ranks
-            )
-
-    def alarms(self, scores: dict[str, float]) -> list[str]:
-        return []
-
-    def picture(self, module: nn.Module) -> numpy.ndarray:
-        assert isinstance(module, NextScalePrior)
-        generator = Generator(self.settings, self.tokenizer, module)
-        classes = range(min(_PICTURE_CLASSES, len(self.settings.class_names)))
-        labels = [label for label in classes for _ in range(_PICTURE_PER_CLASS)]
-        images = generator(labels, seeds=range(len(labels))).images
-        return grid(enlarge(images, max(1, 64 // images.shape[1])), columns=_PICTURE_PER_CLASS)
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """There is none."""
-
-    def export(self, module: nn.Module, folder: Path) -> None:
-        assert isinstance(module, NextScalePrior)
-        Generator(self.settings, self.tokenizer, module).save(folder)
 
 
 def _token_weights(weights: tuple[float, ...], schedule: ScaleSchedule) -> Tensor:

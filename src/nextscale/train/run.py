@@ -16,9 +16,12 @@ from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source, hold_out, open_source
 from nextscale.data.token_cache import TokenCache, open_cache
 from nextscale.distributed import Distributed, SharedError, choose_device
+from nextscale.prior.settings import DiffusionSettings
 from nextscale.train.classifier_task import ClassifierTask
+from nextscale.train.diffusion_task import DiffusionTask
 from nextscale.train.estimate import Estimate, estimate
 from nextscale.train.loop import train
+from nextscale.train.prior_base import PriorBase
 from nextscale.train.prior_task import PriorTask
 from nextscale.train.run_folder import claimed_by_first, first_difference
 from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
@@ -59,10 +62,10 @@ def train_run(
         task, images = _task_of(run, folder, device=ranks.device, skipped=skipped, progress=progress)
     description = run.model_dump(mode="json")
     del description["data"]["on_bad_image"]  # a run that a bad image stopped may go on and skip it
-    if isinstance(task, PriorTask):  # another tokenizer in the same place would make it another run
+    if isinstance(task, PriorBase):  # another tokenizer in the same place would make it another run
         description["tokenizer_sha256"] = task.tokenizer_digest
-        if task.cache is not None:
-            description["tokens_sha256"] = task.cache.sha256
+    if isinstance(task, PriorTask) and task.cache is not None:
+        description["tokens_sha256"] = task.cache.sha256
     if isinstance(task, TokenizerTask):
         description |= task.digests
     sharding = description["loop"].pop("sharding")  # a run may go on sharded or not, as its processes are
@@ -76,7 +79,7 @@ def train_run(
         if not (folder / "checkpoints").exists():
             for line in task.start_lines:
                 say(line)
-        if isinstance(task, PriorTask):
+        if isinstance(task, PriorBase):
             task.prepare(progress=progress, ranks=ranks)
         scores = train(
             task, folder, loop=run.loop, optimizer_settings=run.optimizer, say=say, progress=progress,
@@ -194,7 +197,8 @@ def _build(
     skipped: SkippedImages | None,
 ) -> Task:
     if isinstance(run, PriorRun):
-        return PriorTask(
+        family = DiffusionTask if isinstance(run.prior, DiffusionSettings) else PriorTask
+        return family(
             run, source=source, validation=validation, device=device, folder=folder, skipped=skipped
         )
     assert not isinstance(source, TokenCache)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from nextscale.data.settings import DataSettings
 from nextscale.features.settings import ClassifierSettings, PerceptualSettings
 from nextscale.generate.settings import SamplingSettings
-from nextscale.prior.settings import PriorSettings
+from nextscale.prior.settings import AnyPriorSettings
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.settings import QuantizerSettings, TokenizerSettings
 
@@ -221,7 +221,7 @@ class PriorRun(BaseModel):
     tokenizer_from: str = Field(
         "", description="model folder that holds the tokenizer, as train tokenizer leaves it; empty: init"
     )
-    prior: PriorSettings
+    prior: AnyPriorSettings
     init: str = Field("", description="model whose weights to start from: a folder or a bundled name")
     data: DataSettings = DataSettings()
     scale_weights: tuple[float, ...] = Field(
@@ -239,6 +239,20 @@ class PriorRun(BaseModel):
     optimizer: OptimizerSettings = OptimizerSettings()
     loop: LoopSettings = LoopSettings()
     sampling: SamplingSettings = SamplingSettings()
+
+    @model_validator(mode="after")
+    def _check_family(self) -> PriorRun:
+        kind = self.prior.kind
+        self.sampling.refuse_idle(kind)
+        idle: dict[str, object] = {} if kind == "next_scale" else {"scale_weights": list(self.scale_weights)}
+        if kind == "diffusion":
+            idle |= {"cache_views": self.cache_views, "tokens_from": self.tokens_from}
+        for name, value in idle.items():
+            if value:
+                raise ValueError(
+                    f"{name} {value} would have no effect: the prior is of kind {kind}; leave it out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_cache(self) -> PriorRun:

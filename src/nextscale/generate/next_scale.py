@@ -1,0 +1,64 @@
+"""Sampling with a next-scale prior: one pass per scale, all tokens of a scale at once.
+
+Letters: B batch, L tokens of all scales, T tokens of one scale, C width of a code, h w cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy
+import torch
+from torch import Tensor
+
+from nextscale.generate.guidance import guidance_weights, guide, num_guided_scales, ramp, sharpen
+from nextscale.generate.request import Request
+from nextscale.generate.sampling import draw_tokens, mix_codes
+from nextscale.prior.next_scale import NextScalePrior
+from nextscale.rng import code_uniforms, token_uniforms
+from nextscale.tokenizer.model import Tokenizer
+
+
+def scale_by_scale(
+    prior: NextScalePrior, tokenizer: Tokenizer, request: Request
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The tokens (B, T) of each scale, and the map (B, C, h, w) accumulated up to it."""
+    quantizer, schedule = tokenizer.quantizer, tokenizer.schedule
+    batch, device = len(request.seeds), request.labels_B.device
+    weights_SB = guidance_weights(request.guidance_B, request.num_unguided_B, schedule.num_scales)
+    num_guided, sharpened = num_guided_scales(weights_SB), bool((request.ssg_B > 0).any())
+    labels = request.labels_B
+    if num_guided:  # both branches in one batch
+        labels = torch.cat([labels, torch.full_like(labels, prior.unconditional)])
+    condition, cache = prior.condition(labels), prior.new_cache(len(labels))
+    uniforms = numpy.stack([token_uniforms(seed, schedule.num_tokens) for seed in request.seeds])
+    uniforms_BL = torch.from_numpy(uniforms).to(device)
+    tokens: list[Tensor] = []
+    coarser: Tensor | None = None
+
+    def choose(scale: int, accumulated: Tensor) -> Tensor:
+        nonlocal condition, coarser
+        inputs = quantizer.resize_to(scale, accumulated) if scale else None
+        if scale == num_guided > 0:  # no finer scale reads the unconditional branch either
+            condition = condition.first(batch)
+            cache.keep_first(batch)
+        if inputs is not None and scale < num_guided:
+            inputs = torch.cat([inputs, inputs])
+        logits = prior.step(scale, condition, inputs, cache)
+        if scale < num_guided:
+            logits = guide(logits[:batch], logits[batch:], weights_SB[scale])
+        before, coarser = coarser, logits
+        if before is not None and sharpened:
+            sizes = schedule.sizes[scale - 1], schedule.sizes[scale]
+            logits = sharpen(logits, before, request.ssg_B, sizes=sizes)
+        if request.smooth:
+            share = ramp(scale, schedule.num_scales)
+            draws = [code_uniforms(seed, scale, *logits.shape[1:]) for seed in request.seeds]
+            noise = torch.from_numpy(numpy.stack(draws)).to(device)
+            tokens.append(logits.new_zeros(0))
+            return mix_codes(logits, noise, quantizer.codebook.weight, request.draw, share=share)
+        tokens.append(draw_tokens(logits, uniforms_BL[:, schedule.slice(scale)], request.draw))
+        return quantizer.codebook(tokens[-1])
+
+    for accumulated in quantizer.walk(choose, batch):
+        yield tokens[-1], accumulated
