@@ -86,7 +86,7 @@ class ClassifierTask:
         """Nothing besides the optimizer's step."""
 
     def evaluate(
-        self, module: nn.Module, limit: int | None, *, ranks: Distributed | None = None
+        self, module: nn.Module, limit: int | None, ranks: Distributed | None = None
     ) -> dict[str, float]:
         assert isinstance(module, Classifier)
         module.eval()

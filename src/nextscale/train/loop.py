@@ -128,7 +128,7 @@ class _Run:
     def score(self, limit: int | None) -> dict[str, float]:
         """Score and draw the averaged weights, for the log. The first rank's scores count."""
         with self.ranks.together():
-            scores = self.task.evaluate(self.average, limit, ranks=self.ranks)
+            scores = self.task.evaluate(self.average, limit, self.ranks)
             picture = self.task.picture(self.average)
         scores = self.ranks.of_first(scores)
         self._share_skipped()

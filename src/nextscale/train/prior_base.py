@@ -120,7 +120,7 @@ class PriorBase:
         """Nothing besides the optimizer's step."""
 
     def evaluate(
-        self, module: nn.Module, limit: int | None, *, ranks: Distributed | None = None
+        self, module: nn.Module, limit: int | None, ranks: Distributed | None = None
     ) -> dict[str, float]:
         assert isinstance(module, Prior)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.loop.precision == "bfloat16"):

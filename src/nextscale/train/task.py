@@ -58,7 +58,7 @@ class Task(Protocol):
         ...
 
     def evaluate(
-        self, module: nn.Module, limit: int | None, *, ranks: Distributed | None = None
+        self, module: nn.Module, limit: int | None, ranks: Distributed | None = None
     ) -> dict[str, float]:
         """Scores of the averaged weights on validation images, which several processes share."""
         ...

@@ -170,7 +170,7 @@ class TokenizerTask:
             self.adversary.after_step(step)
 
     def evaluate(
-        self, module: nn.Module, limit: int | None, *, ranks: Distributed | None = None
+        self, module: nn.Module, limit: int | None, ranks: Distributed | None = None
     ) -> dict[str, float]:
         assert isinstance(module, Tokenizer)
         return reconstruction_scores(
