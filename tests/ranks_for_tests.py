@@ -70,7 +70,7 @@ def start(command: Sequence[str], world_size: int = 2) -> list[subprocess.Popen[
     ]  # fmt: skip
 
 
-def finish(processes: Sequence[subprocess.Popen[str]], *, timeout: float = 100) -> list[tuple[int, str, str]]:
+def finish(processes: Sequence[subprocess.Popen[str]], *, timeout: float = 200) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of each. Ends those that hang."""
     try:
         results = [process.communicate(timeout=timeout) for process in processes]

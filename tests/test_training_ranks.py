@@ -232,7 +232,7 @@ def _command(*changes: str) -> list[str]:
 
 def test_the_command_stops_and_refuses_on_all_ranks(here: Path) -> None:
     processes = start(_command("--loop.num_steps", "100000", "--loop.save_every", "5"))
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 200
     while not list((here / "run" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGTERM)
