@@ -183,10 +183,10 @@ def _request(monkeypatch: pytest.MonkeyPatch, method: str, number: int) -> None:
     """Send SIGTERM during the given call of a method of the task."""
     original, count = getattr(PriorTask, method), iter(range(1000))
 
-    def requested(self: PriorTask, *arguments: Any) -> Any:
+    def requested(self: PriorTask, *arguments: Any, **named: Any) -> Any:
         if next(count) == number:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *arguments)
+        return original(self, *arguments, **named)
 
     monkeypatch.setattr(PriorTask, method, requested)
 

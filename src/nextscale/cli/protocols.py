@@ -29,7 +29,7 @@ def check_no_contradiction(protocol: Protocol, options: argparse.Namespace) -> N
         "num_samples": protocol.num_samples, "seed": protocol.first_seed, "features": protocol.features,
         "reference_kind": protocol.reference_kind,
     }  # fmt: skip
-    fixed |= {name: getattr(protocol, name) for name in SamplingSettings.model_fields}
+    fixed |= {name: protocol.sampling.get(name) for name in SamplingSettings.model_fields}
     for name, wanted in fixed.items():
         given = getattr(options, name)
         if given is not None and given != wanted:
