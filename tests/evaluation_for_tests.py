@@ -46,6 +46,22 @@ def evaluate(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, A
     return json.loads(out), err
 
 
+def outcome(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, output and errors of any command line."""
+    try:
+        code = main(shlex.split(line))
+    except SystemExit as stop:
+        assert isinstance(stop.code, int)
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+def link_all(home: Path, folder: Path) -> None:
+    """Let all that is in a folder be seen from another."""
+    for item in home.iterdir():
+        (folder / item.name).symlink_to(item)
+
+
 def save_npz(path: Path, count: int, *, seed: int = 0, labels: bool = False) -> numpy.ndarray:
     """A file of random pictures of 32 pixels a side."""
     images = numpy.stack([numpy.asarray(picture(seed + index, (32, 32))) for index in range(count)])

@@ -147,14 +147,7 @@ def runs(home: Path, out: Path, ranks: Distributed) -> None:
     found: dict[str, Any] = {}
 
     def train(name: str, run: Run) -> None:
-        said: list[str] = []
-        try:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(train_loop, "draw_curves", lambda *_: None)
-                scores = train_run(run, out / name, say=said.append, progress=False, ranks=ranks)
-            found[name] = {"scores": scores, "said": said}
-        except (ValueError, Stopped) as error:
-            found[name] = {"error": f"{type(error).__name__}: {error}", "said": said}
+        train_to(found, name, run, out / name, ranks)
 
     for kind in ("prior", "next_token", "diffusion", "tokenizer", "adversarial"):
         train(kind, tiny_run(kind, home))
@@ -179,6 +172,18 @@ def runs(home: Path, out: Path, ranks: Distributed) -> None:
         (out / "notes" / "mine.txt").touch()
         train("notes", tiny_run("prior", home))
     (out / f"runs-{ranks.rank}.json").write_text(json.dumps(found))
+
+
+def train_to(found: dict[str, Any], name: str, run: Run, folder: Path, ranks: Distributed) -> None:
+    """A whole run; what became of it is noted under its name."""
+    said: list[str] = []
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train_loop, "draw_curves", lambda *_: None)
+            scores = train_run(run, folder, say=said.append, progress=False, ranks=ranks)
+        found[name] = {"scores": scores, "said": said}
+    except (ValueError, OSError, Stopped) as error:
+        found[name] = {"error": f"{type(error).__name__}: {error}", "said": said}
 
 
 def _bad(what: str, home: Path) -> Run:

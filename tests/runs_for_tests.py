@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from models_for_tests import SIZES, model_settings, random_generator, write_pictures
 from nextscale import Generator
@@ -78,3 +79,14 @@ def train_quietly(run: Run, folder: Path, *, curves: bool = False) -> tuple[dict
         if not curves:
             patch.setattr(train_loop, "draw_curves", lambda *_: None)
         return train_run(run, folder, device="cpu", say=said.append, progress=False), said
+
+
+def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    """The largest one of any tensor, relative to that tensor's largest value."""
+    assert set(first) == set(second) and len(first) > 5
+    return max(
+        float((first[name].double() - second[name].double()).abs().max())
+        / max(float(first[name].double().abs().max()), 1e-30)
+        for name in first
+        if first[name].numel()
+    )

@@ -31,18 +31,15 @@ from nextscale.evaluate.reconstruction import reconstruction_scores
 from nextscale.generate.folder import load_tokenizer, read_settings
 from nextscale.prior.next_scale import NextScalePrior
 from nextscale.tokenizer.model import Tokenizer
-from nextscale.train import loop as train_loop
 from nextscale.train.ema import averaged_copy, update_average
 from nextscale.train.optimizer import build_optimizer, set_rates
 from nextscale.train.prior_task import PriorTask
-from nextscale.train.run import train_run
 from nextscale.train.settings import PriorRun, TokenizerRun
 from nextscale.train.sharding import assembled, is_cut, outline, own, shard_
 from nextscale.train.step import describe_failure, take_step
-from nextscale.train.stopping import Stopped
 from nextscale.train.task import Task
 from nextscale.train.tokenizer_task import TokenizerTask
-from ranks_for_tests import CPU, during_loss
+from ranks_for_tests import CPU, during_loss, train_to
 from runs_for_tests import Run, tiny_run
 
 KINDS = ("prior", "shared", "adversarial")
@@ -194,18 +191,6 @@ def scores(home: Path, ranks: Distributed, *, sharded: bool) -> dict[str, Any]:
 
 def _all_bad(count: int) -> Subset:
     return Subset(_Damaged(2 * count), numpy.arange(1, 2 * count, 2))
-
-
-def train_to(found: dict[str, Any], name: str, run: Run, folder: Path, ranks: Distributed) -> None:
-    """A whole run; what became of it is noted under its name."""
-    said: list[str] = []
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train_loop, "draw_curves", lambda *_: None)
-            scores = train_run(run, folder, say=said.append, progress=False, ranks=ranks)
-        found[name] = {"scores": scores, "said": said}
-    except (ValueError, OSError, Stopped) as error:
-        found[name] = {"error": f"{type(error).__name__}: {error}", "said": said}
 
 
 def sharded_run(kind: str, home: Path, **loop: Any) -> Run:

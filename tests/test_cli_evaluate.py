@@ -9,7 +9,7 @@ import numpy
 import pytest
 from PIL import Image
 
-from evaluation_for_tests import QUICK, evaluate, make_evaluation_home, save_npz
+from evaluation_for_tests import QUICK, evaluate, link_all, make_evaluation_home, save_npz
 from models_for_tests import CLASSES
 from nextscale import Generator
 from nextscale.cli import main
@@ -31,8 +31,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A new folder from which all of it is seen."""
     monkeypatch.chdir(tmp_path)
-    for item in home.iterdir():
-        (tmp_path / item.name).symlink_to(item)
+    link_all(home, tmp_path)
     return tmp_path
 
 

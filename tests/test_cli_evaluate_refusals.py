@@ -10,7 +10,7 @@ import numpy
 import pytest
 from PIL import Image
 
-from evaluation_for_tests import make_evaluation_home, save_npz
+from evaluation_for_tests import link_all, make_evaluation_home, outcome, save_npz
 from models_for_tests import model_settings, picture, random_generator
 from nextscale.cli import main
 from nextscale.evaluate.statistics import read_statistics, write_reference
@@ -71,8 +71,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for item in home.iterdir():
-        (tmp_path / item.name).symlink_to(item)
+    link_all(home, tmp_path)
     return tmp_path
 
 
@@ -204,12 +203,7 @@ def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )  # fmt: skip
 def test_refused(line: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(here.rglob("*"))
-    try:
-        code = main(shlex.split(line))
-    except SystemExit as stop:
-        assert isinstance(stop.code, int)
-        code = stop.code
-    out, err = capsys.readouterr()
+    code, out, err = outcome(line, capsys)
     lines = [text for text in err.splitlines() if not text.startswith("nextscale: warning: ")]
     assert (code, out, len(lines)) == (2, "", 1), err
     assert lines[0].startswith("nextscale: ") and message in lines[0]

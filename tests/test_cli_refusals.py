@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from evaluation_for_tests import outcome
 from models_for_tests import model_settings, random_generator, write_pictures
 from nextscale import Generator
 from nextscale.cli import main
@@ -45,12 +46,7 @@ def here(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _refused(line: str, capsys: pytest.CaptureFixture[str]) -> str:
     """The one line on stderr."""
-    try:
-        code = main(shlex.split(line))
-    except SystemExit as stop:
-        assert isinstance(stop.code, int)
-        code = stop.code
-    out, err = capsys.readouterr()
+    code, out, err = outcome(line, capsys)
     assert (code, out) == (2, "")
     assert err.startswith("nextscale: ") and err.endswith("\n") and err.count("\n") == 1
     return err

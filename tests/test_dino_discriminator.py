@@ -49,7 +49,7 @@ def test_four_depths_are_looked_at_and_images_of_any_size_are_resized(weights: P
     assert view.blocks == [0, 1, 3, 4] and DEPTH == 5
     images = torch.rand(2, 3, SIDE, SIDE) * 2 - 1
     seen = view(images)
-    expected = view.network.after_blocks(images, view.blocks)
+    expected = view.network.after_blocks((images + 1) / 2, view.blocks)
     assert seen.shape == (2, 4, WIDTH, 3, 3)
     for index, tokens in enumerate(expected):
         for row, column in ((0, 0), (1, 2), (2, 1)):

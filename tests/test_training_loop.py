@@ -25,7 +25,7 @@ from nextscale.train.step import add_gradients, split_batch
 from nextscale.train.stopping import Stopped
 from nextscale.train.task import Task
 from nextscale.train.tokenizer_task import TokenizerTask
-from runs_for_tests import STEPS, make_home, tiny_run, train_quietly
+from runs_for_tests import STEPS, largest_difference, make_home, tiny_run, train_quietly
 
 CPU = torch.device("cpu")
 
@@ -61,21 +61,11 @@ def _gradients(task: Task, accumulate: int) -> dict[str, Tensor]:
     return {"loss": numbers["loss"], **gradients}
 
 
-def _largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    """Of any tensor, relative to that tensor's largest value."""
-    assert set(first) == set(second) and len(first) > 5
-    return max(
-        float((first[name] - second[name]).abs().max() / first[name].abs().max().clamp(min=1e-30))
-        for name in first
-        if bool(first[name].any())
-    )
-
-
 @pytest.mark.parametrize("kind", ["tokenizer", "prior"])
 @pytest.mark.parametrize("parts", [2, 8])
 def test_parts_of_a_batch_add_up_to_its_gradient(kind: str, parts: int, home: Path, tmp_path: Path) -> None:
     whole = _gradients(_task(kind, home, tmp_path), 1)
-    assert _largest_difference(whole, _gradients(_task(kind, home, tmp_path), parts)) < 1e-5
+    assert largest_difference(whole, _gradients(_task(kind, home, tmp_path), parts)) < 1e-5
 
 
 def test_parts_add_up_in_float64_too(home: Path, tmp_path: Path) -> None:
@@ -86,7 +76,7 @@ def test_parts_add_up_in_float64_too(home: Path, tmp_path: Path) -> None:
 
     whole = _gradients(double(), 1)
     assert whole["loss"].dtype == torch.float64
-    difference = _largest_difference(whole, _gradients(double(), 4))
+    difference = largest_difference(whole, _gradients(double(), 4))
     assert 0 < difference < 1e-9
 
 
@@ -193,10 +183,10 @@ def _request(monkeypatch: pytest.MonkeyPatch, method: str, number: int) -> None:
     """Send SIGTERM during the given call of a method of the task."""
     original, count = getattr(PriorTask, method), iter(range(1000))
 
-    def requested(self: PriorTask, *arguments: Any) -> Any:
+    def requested(self: PriorTask, *arguments: Any, **named: Any) -> Any:
         if next(count) == number:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *arguments)
+        return original(self, *arguments, **named)
 
     monkeypatch.setattr(PriorTask, method, requested)
 

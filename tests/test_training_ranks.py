@@ -22,8 +22,15 @@ from nextscale.checkpoint import read_tensors
 from nextscale.data.loader import places_of_step
 from nextscale.evaluate.moments import Moments
 from nextscale.train.logs import read_log
-from ranks_for_tests import ALONE, finish, free_port, launch, rank_environment, start
-from runs_for_tests import STEPS, make_home, tiny_run, train_quietly
+from ranks_for_tests import (
+    ALONE,
+    finish,
+    free_port,
+    launch,
+    rank_environment,
+    start,
+)
+from runs_for_tests import STEPS, largest_difference, make_home, tiny_run, train_quietly
 from test_cli_train import TINY
 
 pytestmark = pytest.mark.slow
@@ -49,17 +56,6 @@ def measured(home: Path) -> Path:
     return home
 
 
-def _difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    """The largest one of any tensor, relative to that tensor's largest value."""
-    assert set(first) == set(second) and len(first) > 5
-    return max(
-        float((first[name].double() - second[name].double()).abs().max())
-        / max(float(first[name].double().abs().max()), 1e-30)
-        for name in first
-        if first[name].numel()
-    )
-
-
 @pytest.mark.parametrize(
     ("name", "largest"),
     [("prior-gradients", 1e-5), ("adversarial-gradients", 1e-5), ("double", 1e-9), ("codes", 1e-2)],
@@ -72,7 +68,7 @@ def test_two_processes_compute_what_one_computes(name: str, largest: float, meas
     if name == "adversarial-gradients":  # originals and reconstructions pull at it alike: 0 up to rounding
         assert abs(float(one.pop("discriminator.head.bias"))) < 1e-6
         assert abs(float(first.pop("discriminator.head.bias"))) < 1e-6
-    difference = _difference(one, first)
+    difference = largest_difference(one, first)
     print(f"{name}: largest difference {difference:.3g}")
     assert difference < largest
     if name == "codes":

@@ -17,8 +17,8 @@ import sharded_ranks_for_tests as jobs
 from nextscale.checkpoint import read_tensors
 from nextscale.train.logs import read_log
 from nextscale.train.slices import SavedTensors
-from ranks_for_tests import ALONE, during_loss, launch
-from runs_for_tests import STEPS, make_home, train_quietly
+from ranks_for_tests import ALONE, during_loss, launch, train_to
+from runs_for_tests import STEPS, largest_difference, make_home, train_quietly
 
 pytestmark = pytest.mark.slow
 Found = dict[str, Any]
@@ -38,17 +38,6 @@ def compared(home: Path) -> Path:
     (out / "one").mkdir()
     jobs.measure(home, out / "one", ALONE, sharded=False)
     return out
-
-
-def _difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    """The largest one of any tensor, relative to that tensor's largest value."""
-    assert set(first) == set(second) and len(first) > 5
-    return max(
-        float((first[name].double() - second[name].double()).abs().max())
-        / max(float(first[name].double().abs().max()), 1e-30)
-        for name in first
-        if first[name].numel()
-    )
 
 
 @pytest.mark.parametrize(
@@ -79,7 +68,7 @@ def test_slices_compute_what_whole_models_compute(
             value.double().square().sum() for key, value in slices.items() if key != "gradient_norm"
         )
         assert float(squares) ** 0.5 == pytest.approx(0.1, rel=1e-4)
-    differences = _difference(one, slices), _difference(whole, slices)
+    differences = largest_difference(one, slices), largest_difference(whole, slices)
     print(f"{name}: slices differ from one process by {differences[0]:.2g}, from two by {differences[1]:.2g}")
     assert differences[0] < of_one and differences[1] < of_two
 
@@ -123,9 +112,9 @@ def found(home: Path) -> tuple[Found, Found, Found]:
     """What became of the runs: in one process, and in each of two."""
     one: Found = {}
     for kind in ("prior", "adversarial"):
-        jobs.train_to(one, kind, jobs.sharded_run(kind, home), home / "one" / kind, ALONE)
+        train_to(one, kind, jobs.sharded_run(kind, home), home / "one" / kind, ALONE)
     with during_loss(ALONE, 4, lambda: os.kill(os.getpid(), signal.SIGTERM)):
-        jobs.train_to(one, "from-one", jobs.sharded_run("prior", home), home / "from-one", ALONE)
+        train_to(one, "from-one", jobs.sharded_run("prior", home), home / "from-one", ALONE)
     assert one["from-one"]["error"].startswith("Stopped: stopped by SIGTERM after step 5")
     launch("runs", home, home / "two", script=jobs.__file__)
     first, second = (json.loads((home / "two" / f"runs-{rank}.json").read_text()) for rank in (0, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,59 +13,40 @@ from torch import Tensor
 
 from nextscale.features.settings import ViTSettings
 from nextscale.features.vit import VisionTransformer, load_vit
-from vit_for_tests import DEPTH, WIDTH, vit_weights
+from vit_for_tests import DEPTH, PATCH, SIDE, SMALL, WIDTH, plain_vit, vit_layout, vit_weights
+
+GRID = SIDE // PATCH
 
 
-def _plain_vit(tensors: dict[str, Tensor], images: Tensor) -> list[Tensor]:
-    """Every image, patch and head by itself, in float64."""
-    weights = {name: value.double() for name, value in tensors.items()}
+def _cubic(distance: float) -> float:
+    """The kernel of bicubic interpolation with a = -0.75."""
+    x = abs(distance)
+    if x <= 1:
+        return (1.25 * x - 2.25) * x * x + 1
+    return -0.75 * (((x - 5) * x + 8) * x - 4) if x < 2 else 0.0
 
-    def linear(x: Tensor, name: str) -> Tensor:
-        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
-    def norm(x: Tensor, name: str) -> Tensor:
-        centred = x - x.mean(dim=-1, keepdim=True)
-        spread = (centred.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
-        return centred / spread * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-
-    mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)[:, None, None]
-    std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)[:, None, None]
-    kernel = weights["patch_embed.proj.weight"]
-    size, kept = kernel.shape[-1], []
-    for image in images.double():
-        image = (image * 0.5 + 0.5 - mean) / std
-        rows = [weights["cls_token"][0, 0]]
-        for top in range(0, image.shape[1], size):
-            for left in range(0, image.shape[2], size):
-                patch = image[:, top : top + size, left : left + size].flatten()
-                rows.append(kernel.flatten(1) @ patch + weights["patch_embed.proj.bias"])
-        x, outputs = torch.stack(rows) + weights["pos_embed"][0], []
-        for block in range(DEPTH):
-            start = f"blocks.{block}"
-            query, key, value = linear(norm(x, f"{start}.norm1"), f"{start}.attn.qkv").chunk(3, dim=-1)
-            heads = []
-            for head in range(0, WIDTH, 64):
-                one = slice(head, head + 64)
-                scores = query[:, one] @ key[:, one].T / 8
-                heads.append(scores.softmax(dim=-1) @ value[:, one])
-            scale1, scale2 = (weights.get(f"{start}.ls{n}.gamma", torch.ones(1).double()) for n in (1, 2))
-            x = x + scale1 * linear(torch.cat(heads, dim=-1), f"{start}.attn.proj")
-            hidden = linear(norm(x, f"{start}.norm2"), f"{start}.mlp.fc1")
-            hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
-            x = x + scale2 * linear(hidden, f"{start}.mlp.fc2")
-            outputs.append(x)
-        kept.append(torch.stack([*outputs, norm(x, "norm")]))
-    return list(torch.stack(kept, dim=1))
+def _positions(trained: Tensor, side: int) -> Tensor:
+    """Position embeddings of side * side patches: cell i lies at (i + 0.5) grid / (side + 0.1) - 0.5."""
+    weights = numpy.zeros((side, GRID))
+    for i in range(side):
+        place = (i + 0.5) * GRID / (side + 0.1) - 0.5
+        for near in range(math.floor(place) - 1, math.floor(place) + 3):
+            weights[i, min(max(near, 0), GRID - 1)] += _cubic(place - near)
+    grid = trained[1:].double().view(GRID, GRID, -1).numpy()
+    resized = numpy.einsum("ik,jl,kld->ijd", weights, weights, grid).reshape(side**2, -1)
+    return torch.cat([trained[:1].double(), torch.from_numpy(resized)])
 
 
 @pytest.mark.parametrize("layer_scale", [False, True])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_every_block_is_as_written_down(layer_scale: bool, suffix: str, tmp_path: Path) -> None:
-    path, tensors = tmp_path / f"vit{suffix}", vit_weights(layer_scale=layer_scale)
+    tensors = vit_weights(SMALL.model_copy(update={"layer_scale": layer_scale}))
+    path = tmp_path / f"vit{suffix}"
     torch.save(tensors, path) if suffix == ".pth" else save_file(tensors, path)
     network = load_vit(str(path), purpose="weights")
-    images = torch.rand(2, 3, 12, 12) * 2 - 1
-    *expected, normed = _plain_vit(tensors, images)
+    images = torch.rand(2, 3, SIDE, SIDE)
+    *expected, normed = plain_vit(tensors, images, tensors["pos_embed"][0])
     found = network.after_blocks(images, range(DEPTH))
     assert len(found) == DEPTH
     for one, other in zip(found, expected, strict=True):
@@ -74,18 +56,37 @@ def test_every_block_is_as_written_down(layer_scale: bool, suffix: str, tmp_path
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_the_published_layout_of_dino() -> None:
-    """Sizes and names of dino_deitsmall16_pretrain.pth: 21.7 million weights in 150 tensors."""
+@pytest.mark.parametrize("side", [2, 5])
+def test_positions_are_resized_for_images_of_another_size(side: int, tmp_path: Path) -> None:
+    tensors = vit_weights()
+    torch.save(tensors, tmp_path / "vit.pth")
+    network = load_vit(str(tmp_path / "vit.pth"), purpose="weights")
+    assert torch.equal(network.positions(GRID), tensors["pos_embed"])
+    expected = _positions(tensors["pos_embed"][0], side)
+    assert torch.allclose(network.positions(side)[0].double(), expected, atol=1e-5)
+    images = torch.rand(2, 3, side * PATCH, side * PATCH)
+    assert torch.allclose(network(images).double(), plain_vit(tensors, images, expected)[-1], atol=1e-4)
+
+
+_DINOV2 = {"image_size": 518, "patch_size": 14, "layer_scale": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_tensors", "num_weights"),
+    [
+        (ViTSettings(), 150, 21_665_664),
+        (ViTSettings(**_DINOV2), 174, 22_056_192),
+        (ViTSettings(width=768, num_heads=12, **_DINOV2), 174, 86_579_712),
+        (ViTSettings(width=1024, num_heads=16, depth=24, **_DINOV2), 342, 304_367_616),
+    ],
+    ids=["dino_deitsmall16", "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14"],
+)
+def test_the_layout_is_the_published_one(settings: ViTSettings, num_tensors: int, num_weights: int) -> None:
     with torch.device("meta"):
-        shapes = {
-            name: tuple(item.shape) for name, item in VisionTransformer(ViTSettings()).state_dict().items()
-        }
-    assert len(shapes) == 4 + 12 * 12 + 2
-    assert sum(math.prod(shape) for shape in shapes.values()) == 21_665_664
-    assert shapes["pos_embed"] == (1, 197, 384) and shapes["cls_token"] == (1, 1, 384)
-    assert shapes["patch_embed.proj.weight"] == (384, 3, 16, 16)
-    assert shapes["blocks.11.attn.qkv.weight"] == (1152, 384) and shapes["blocks.0.attn.qkv.bias"] == (1152,)
-    assert shapes["blocks.3.mlp.fc1.weight"] == (1536, 384) and shapes["norm.bias"] == (384,)
+        state = VisionTransformer(settings).state_dict()
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    assert shapes == vit_layout(settings) and len(shapes) == num_tensors
+    assert sum(math.prod(shape) for shape in shapes.values()) == num_weights
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -115,6 +117,29 @@ def nearest(word: str, known: Sequence[str], mark: str = "") -> str:
         item for item in known if item.rsplit(".", 1)[-1] == last
     ]
     return f"; did you mean {mark}{near[0]}?" if near else ""
+
+
+def read_toml(file: Path, *, kind: str, name: str, names: Sequence[str]) -> dict[str, Any]:
+    """The tree in a file that stands for one of several names.
+
+    Args:
+        file: where it should be.
+        kind: what it is, for messages.
+        name: what the user called it.
+        names: what the user could have called it.
+
+    Raises:
+        ValueError: no such file (with the nearest name), or no TOML.
+    """
+    if not file.is_file():
+        raise ValueError(
+            f"unknown {kind} {name!r}: expected one of {', '.join(names)}, or a .toml file"
+            f"{nearest(name, names)}"
+        )
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not valid TOML: {error}") from error
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from nextscale.cli import evaluate_against, evaluate_alone
+from nextscale.cli.output import one_voice
 from nextscale.distributed import joined
 
 
@@ -20,10 +21,5 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     if options.reference is None:
         evaluate_alone.run(options)
         return
-    with joined(options.device) as ranks:
-        try:
-            evaluate_against.run(options, ranks)
-        except (ValueError, OSError):
-            if ranks.is_first:
-                raise
-            raise SystemExit(2) from None
+    with joined(options.device) as ranks, one_voice(ranks):
+        evaluate_against.run(options, ranks)

@@ -1,8 +1,12 @@
-"""What every command does with its output folder."""
+"""What commands share: care for the output folder, and one voice for several processes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from nextscale.distributed import Distributed
 
 
 def check_new_folder(folder: Path, *, mark: str | None = None) -> None:
@@ -20,3 +24,14 @@ def check_new_folder(folder: Path, *, mark: str | None = None) -> None:
         raise ValueError(f"{folder} is a file: give another --out")
     if folder.exists() and any(folder.iterdir()) and not (mark and (folder / mark).is_file()):
         raise ValueError(f"{folder} exists and is not empty: give another --out, or remove it")
+
+
+@contextmanager
+def one_voice(ranks: Distributed) -> Iterator[None]:
+    """Let the first process alone complain; the others end silently with exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError):
+        if ranks.is_first:
+            raise
+        raise SystemExit(2) from None

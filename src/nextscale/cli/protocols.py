@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import tomllib
 
-from nextscale.config import build, nearest
+from nextscale.config import build, read_toml
 from nextscale.evaluate.protocols import protocol_file, protocol_names
 from nextscale.evaluate.settings import Protocol
 from nextscale.generate.settings import SamplingSettings
@@ -20,17 +19,7 @@ def read_protocol(name: str) -> Protocol:
     Raises:
         ValueError: no such protocol (with the nearest name), no TOML, or other settings than a protocol has.
     """
-    file = protocol_file(name)
-    if not file.is_file():
-        names = protocol_names()
-        raise ValueError(
-            f"unknown protocol {name!r}: expected one of {', '.join(names)}, or a .toml file"
-            f"{nearest(name, names)}"
-        )
-    try:
-        tree = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid TOML: {error}") from error
+    tree = read_toml(protocol_file(name), kind="protocol", name=name, names=protocol_names())
     return build(Protocol, tree, source=name)
 
 
@@ -40,7 +29,7 @@ def check_no_contradiction(protocol: Protocol, options: argparse.Namespace) -> N
         "num_samples": protocol.num_samples, "seed": protocol.first_seed, "features": protocol.features,
         "reference_kind": protocol.reference_kind,
     }  # fmt: skip
-    fixed |= {name: getattr(protocol, name) for name in SamplingSettings.model_fields}
+    fixed |= {name: protocol.sampling.get(name) for name in SamplingSettings.model_fields}
     for name, wanted in fixed.items():
         given = getattr(options, name)
         if given is not None and given != wanted:

@@ -1,8 +1,9 @@
-"""A plain vision transformer (Dosovitskiy et al. 2020, arXiv 2010.11929), as DINO trains it (Caron et al.
-2021, arXiv 2104.14294).
+"""A plain vision transformer (Dosovitskiy et al. 2020, arXiv 2010.11929), as DINO (Caron et al. 2021, arXiv
+2104.14294) and DINOv2 (Oquab et al. 2023, arXiv 2304.07193) train it.
 
-Letters: B batch, T tokens (the class token first, then patches row by row), D width, h w patches, H W pixels.
-Special here: names are those of the published files, so that these load without a table of names; the sizes
+Letters: B batch, T tokens (the class token first, then patches row by row), D width, N heads, E width of a
+head, h w patches, H W pixels.
+Special here: names are those of both published files, so that these load without a table of names; the sizes
 follow from the shapes in the file.
 """
 
@@ -23,17 +24,8 @@ from nextscale.features.weights import read_weights
 _MEAN, _SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: The width of a head in all published sizes; no shape tells it.
 _HEAD_DIM = 64
-
-
-class PatchEmbedding(nn.Module):
-    """Images (B, 3, H, W) -> one vector per patch (B, h * w, D)."""
-
-    def __init__(self, settings: ViTSettings) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, settings.width, settings.patch_size, stride=settings.patch_size)
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        return self.proj(images_BCHW).flatten(2).transpose(1, 2)
+#: The originals add this to the number of patches before they divide, against rounding; positions move a bit.
+_OFFSET = 0.1
 
 
 class SelfAttention(nn.Module):
@@ -45,10 +37,9 @@ class SelfAttention(nn.Module):
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        batch, length, width = x_BTD.shape
-        query, key, value = self.qkv(x_BTD).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
+        heads = self.qkv(x_BTD).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # 3 B N T E
+        mixed_BNTE = F.scaled_dot_product_attention(*heads)
+        return self.proj(mixed_BNTE.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -98,7 +89,8 @@ class VisionTransformer(nn.Module):
         width = settings.width
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + settings.num_patches, width))
-        self.patch_embed = PatchEmbedding(settings)
+        kernel = settings.patch_size
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, kernel, stride=kernel)})
         self.blocks = nn.ModuleList(ViTBlock(settings) for _ in range(settings.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
@@ -106,13 +98,16 @@ class VisionTransformer(nn.Module):
         """What stands behind some of the blocks, before the last norm: (B, T, D) each, in their order.
 
         Args:
-            images_BCHW: float (B, 3, H, W) in [-1, 1] of the size in the settings.
+            images_BCHW: float (B, 3, H, W) in [0, 1], square, of whole patches.
             blocks: their numbers, the first one is 0.
         """
-        assert images_BCHW.shape[2] == images_BCHW.shape[3] == self.settings.image_size
-        shift, spread = (images_BCHW.new_tensor(values)[:, None, None] for values in (_MEAN, _SPREAD))
-        patches = self.patch_embed(((images_BCHW + 1) / 2 - shift) / spread)
-        x_BTD = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embed
+        side, rest = divmod(images_BCHW.shape[3], self.settings.patch_size)
+        assert rest == 0 and images_BCHW.shape[2] == images_BCHW.shape[3]
+        mean, spread = (images_BCHW.new_tensor(values)[:, None, None] for values in (_MEAN, _SPREAD))
+        patches_BDhw = self.patch_embed["proj"]((images_BCHW - mean) / spread)
+        patches_BTD = patches_BDhw.flatten(2).transpose(1, 2)
+        x_BTD = torch.cat([self.cls_token.expand(len(patches_BTD), -1, -1), patches_BTD], dim=1)
+        x_BTD = x_BTD + self.positions(side)
         kept = []
         for index, block in enumerate(self.blocks[: max(blocks) + 1]):
             x_BTD = block(x_BTD)
@@ -121,8 +116,17 @@ class VisionTransformer(nn.Module):
         return kept
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Images float (B, 3, H, W) in [-1, 1] of the size in the settings -> normed tokens (B, T, D)."""
+        """Images as `after_blocks` takes them -> tokens after the last norm (B, T, D)."""
         return self.norm(self.after_blocks(images_BCHW, [len(self.blocks) - 1])[0])
+
+    def positions(self, side: int) -> Tensor:
+        """Position embeddings of ``side * side`` patches: the trained ones, resized, (1, T, D)."""
+        trained = self.settings.image_size // self.settings.patch_size
+        if side == trained:
+            return self.pos_embed
+        trained_1Dhw = self.pos_embed[:, 1:].transpose(1, 2).unflatten(2, (trained, trained))
+        resized_1Dhw = F.interpolate(trained_1Dhw, scale_factor=(side + _OFFSET) / trained, mode="bicubic")
+        return torch.cat([self.pos_embed[:, :1], resized_1Dhw.flatten(2).transpose(1, 2)], dim=1)
 
 
 def load_vit(source: str, *, purpose: str) -> VisionTransformer:
@@ -130,7 +134,7 @@ def load_vit(source: str, *, purpose: str) -> VisionTransformer:
 
     Args:
         source: see `nextscale.features.weights.read_weights`; names and shapes as in the published
-            ``dino_deitsmall16_pretrain.pth``.
+            ``dino_deitsmall16_pretrain.pth`` or ``dinov2_vitl14_pretrain.pth``.
         purpose: what the weights are for, for messages.
 
     Raises:
@@ -139,9 +143,9 @@ def load_vit(source: str, *, purpose: str) -> VisionTransformer:
     given = read_weights(source, purpose=purpose)
     with torch.device("meta"):
         network = VisionTransformer(_settings_of(given, source))
-    checkpoint.load_into(
-        network, {name: value.float() for name, value in given.items() if name != "mask_token"}, source=source
-    )
+    # the mask token is for training only
+    tensors = {name: value.float() for name, value in given.items() if name != "mask_token"}
+    checkpoint.load_into(network, tensors, source=source)
     return network.eval().requires_grad_(False)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
-from nextscale.config import nearest
+from nextscale.config import read_toml
 from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
 
 _HOME = Path(__file__).parent
@@ -31,16 +30,7 @@ def read_recipe(recipe: str, stage: str) -> dict[str, Any]:
         ValueError: no such recipe (with the nearest name), not TOML, or it has no such stage.
     """
     path = Path(recipe) if recipe.endswith(".toml") else _HOME / f"{recipe}.toml"
-    if not path.is_file():
-        names = recipe_names()
-        raise ValueError(
-            f"unknown recipe {recipe!r}: expected one of {', '.join(names)}, or a .toml file"
-            f"{nearest(recipe, names)}"
-        )
-    try:
-        stages = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    stages = read_toml(path, kind="recipe", name=recipe, names=recipe_names())
     if stage not in stages:
         raise ValueError(f"recipe {recipe!r} has no stage {stage!r}: it has {', '.join(stages)}")
     if not isinstance(stages[stage], dict):

@@ -98,7 +98,8 @@ class DinoView:
         side, patch = self.network.settings.image_size, self.network.settings.patch_size
         if images_BCHW.shape[2:] != (side, side):
             images_BCHW = F.interpolate(images_BCHW, size=(side, side), mode="bilinear", antialias=True)
-        seen_BKTD = torch.stack(self.network.after_blocks(images_BCHW, self.blocks), dim=1)[:, :, 1:]
+        seen = self.network.after_blocks((images_BCHW + 1) / 2, self.blocks)
+        seen_BKTD = torch.stack(seen, dim=1)[:, :, 1:]
         return seen_BKTD.transpose(2, 3).unflatten(3, (side // patch, side // patch))
 
 
