@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from nextscale.config import build, read_toml
 from nextscale.evaluate.protocols import protocol_file, protocol_names
@@ -25,7 +26,7 @@ def read_protocol(name: str) -> Protocol:
 
 def check_no_contradiction(protocol: Protocol, options: argparse.Namespace) -> None:
     """Raise ValueError for an option that asks for something else than the protocol."""
-    fixed = {
+    fixed: dict[str, Any] = {
         "num_samples": protocol.num_samples, "seed": protocol.first_seed, "features": protocol.features,
         "reference_kind": protocol.reference_kind,
     }  # fmt: skip
