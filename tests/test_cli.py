@@ -96,7 +96,7 @@ def test_sampling_names_numbers_and_none(model: Path, here: Path) -> None:
     ]
     assert sorted(item.name for item in (out / "images").iterdir()) == names
     with numpy.load(out / "samples.npz") as arrays:
-        images, labels = arrays["arr_0"], arrays["labels"]
+        images, labels = arrays["arr_0"], arrays["arr_1"]
     assert images.shape == (6, 32, 32, 3) and images.dtype == numpy.uint8
     assert labels.tolist() == [6, 6, 3, 3, 10, 10]
     assert all(

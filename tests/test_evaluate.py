@@ -1,4 +1,4 @@
-"""Scores: PSNR and code usage against loops, likelihoods against the definition, agreement of classes."""
+"""Scores: code usage against loops, likelihoods against the definition, agreement of classes."""
 
 from __future__ import annotations
 
@@ -14,35 +14,12 @@ from models_for_tests import VOCAB, divided_classifier, model_settings, random_g
 from nextscale.data.loader import evaluation_batches
 from nextscale.evaluate.agreement import class_agreement
 from nextscale.evaluate.prediction import mean_per_scale, prediction_scores, token_scores
-from nextscale.evaluate.reconstruction import CodeUsage, psnr, reconstruction_scores
+from nextscale.evaluate.reconstruction import CodeUsage, reconstruction_scores
+from nextscale.evaluate.similarity import psnr, ssim
+from nextscale.features.extractor import load_extractor
 from nextscale.pixels import to_model, to_uint8
 from nextscale.scales import ScaleSchedule
-
-
-def _random_images(seed: int = 0) -> numpy.ndarray:
-    images: numpy.ndarray = numpy.random.default_rng(seed).integers(0, 256, (3, 4, 5, 3), dtype=numpy.uint8)
-    return images
-
-
-def test_psnr_against_loops() -> None:
-    images, others = _random_images(), _random_images(1)
-    others[2] = images[2]
-    others[2, 0, 0, 0] ^= 1
-    expected = []
-    for one, other in zip(images.tolist(), others.tolist(), strict=True):
-        pairs = zip(_flat(one), _flat(other), strict=True)
-        error = sum((a - b) ** 2 for a, b in pairs) / (4 * 5 * 3)
-        expected.append(10 * math.log10(255**2 / error))
-    assert psnr(images, others).tolist() == pytest.approx(expected)
-    assert psnr(images, others)[2] == pytest.approx(10 * math.log10(255**2 * 60))
-
-
-def _flat(image: list[list[list[int]]]) -> list[int]:
-    return [value for row in image for pixel in row for value in pixel]
-
-
-def test_equal_images_have_no_error() -> None:
-    assert psnr(_random_images(), _random_images()).tolist() == [math.inf] * 3
+from test_moments import distance_of_rows
 
 
 def test_usage_counts_each_scale_against_what_it_could_use() -> None:
@@ -75,6 +52,25 @@ def test_reconstruction_is_the_mean_over_images_whatever_the_batch() -> None:
         assert scores["codes_used_3"] == len(tokens[:, 14:].unique())
     few = reconstruction_scores(tokenizer, source, limit=2)
     assert few["psnr"] == pytest.approx(psnr(images, to_uint8(tokenizer.decode(tokens)))[[0, 6]].mean())
+
+
+def test_reconstruction_seen_by_a_network_and_by_windows() -> None:
+    """Images of 32 pixels a side: SSIM, and the distance of reconstructions from originals."""
+    side = 16
+    settings = model_settings(sizes=((1, 1), (side, side)))
+    tokenizer, source = random_generator(settings).tokenizer, MemorySource(9)
+    images, _ = next(evaluation_batches(source, size=(32, 32), batch_size=9))
+    decoded = to_uint8(tokenizer.decode(tokenizer.encode(to_model(images))))
+    extractor = load_extractor("cifar")
+    features = [extractor(given)["pool"].double() for given in (images, decoded)]
+    scores = reconstruction_scores(tokenizer, source, batch_size=4, extractor=extractor)
+    assert scores["ssim"] == pytest.approx(ssim(images, decoded).mean(), rel=1e-10)
+    assert scores["FD-CIFAR"] == pytest.approx(distance_of_rows(*features), rel=1e-4)
+    assert scores["FD-CIFAR"] > 1
+    assert "FD-CIFAR" not in reconstruction_scores(tokenizer, source)
+    assert "ssim" not in reconstruction_scores(random_generator().tokenizer, source)  # 8 pixels a side
+    with pytest.raises(ValueError, match="at least 2 samples, given 1"):
+        reconstruction_scores(tokenizer, source, limit=1, extractor=extractor)
 
 
 def test_token_scores_against_the_definition() -> None:

@@ -15,7 +15,7 @@ from models_for_tests import write_pictures
 from nextscale import Generator
 from nextscale.data.loader import evaluation_batches
 from nextscale.data.sources import open_source
-from nextscale.evaluate.reconstruction import psnr
+from nextscale.evaluate.similarity import psnr
 from nextscale.pixels import to_model, to_uint8
 from nextscale.train import loop as train_loop
 from nextscale.train.logs import read_log

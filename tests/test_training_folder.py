@@ -22,7 +22,7 @@ def test_two_processes_cannot_train_in_one_folder(home: Path, tmp_path: Path) ->
     del description["data"]["on_bad_image"]
     with (
         claimed_folder(tmp_path / "run", description),
-        pytest.raises(ValueError, match="another process trains in"),
+        pytest.raises(ValueError, match="another process works in"),
     ):
         train_quietly(run, tmp_path / "run")
 

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
+from nextscale.cli.scoring_options import add_evaluate_options, add_statistics_options
+
 #: A command: its exit code, or nothing when all went well.
 Run = Callable[[argparse.Namespace, Sequence[str]], int | None]
 #: Adds a command: its name, what it does in a sentence, and the module of this package that runs it.
@@ -66,7 +68,7 @@ def build_parser() -> Parser:
 
     for add_command in (
         _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_reconstruct, _add_convert,
-        _add_evaluate,
+        _add_evaluate, _add_statistics,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -157,8 +159,12 @@ def _add_sample(add: AddCommand) -> None:
     )
     sample.add_argument("--batch", type=int, default=50, help="images at a time (default: 50)")
     sample.add_argument("--png", action="store_true", help="write every image as a PNG too")
-    sample.add_argument("--npz", action="store_true", help="write samples.npz too (arr_0: uint8 N, H, W, 3)")
-    sample.add_argument("--out", default="samples", help="new folder to write (default: samples)")
+    sample.add_argument("--npz", action="store_true", help="write samples.npz too, as an .npz for --out")
+    sample.add_argument(
+        "--out",
+        default="samples",
+        help="new folder to write (default: samples), or an .npz of all images (arr_0: uint8 N, H, W, 3)",
+    )
     sample.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
 
 
@@ -193,18 +199,15 @@ def _add_convert(add: AddCommand) -> None:
 
 def _add_evaluate(add: AddCommand) -> None:
     evaluate = add(
-        "evaluate", "Score a model: class agreement of samples, reconstruction, likelihood.", "evaluate"
+        "evaluate", "Score a model or images, against a reference or by class agreement alone.", "evaluate"
     )
-    evaluate.add_argument("model", help="bundled model or model folder")
-    evaluate.add_argument(
-        "--num-samples", type=int, default=1000, help="samples to make, 0 for none (default: 1000)"
-    )
-    evaluate.add_argument("--data", help="images (a source as for data check) to reconstruct and to predict")
-    evaluate.add_argument("--limit", type=int, help="images of --data at most (default: all)")
+    add_evaluate_options(evaluate)
     _add_sampling(evaluate)
-    evaluate.add_argument("--seed", type=int, default=0, help="seed of the first sample; the others count on")
-    evaluate.add_argument("--out", help="new folder for scores.json and the sample grid")
-    evaluate.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
+
+
+def _add_statistics(add: AddCommand) -> None:
+    statistics = add("statistics", "Keep the statistics of images to score against.", "statistics")
+    add_statistics_options(statistics)
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from nextscale.data.sources import open_source
 from nextscale.data.sources.find import SUFFIXES
 from nextscale.data.transforms import decode_image, resize_and_crop
 from nextscale.distributed import choose_device
-from nextscale.evaluate.reconstruction import psnr
+from nextscale.evaluate.similarity import psnr
 from nextscale.generate.generator import Generator
 from nextscale.pixels import side_by_side, to_model, to_uint8
 

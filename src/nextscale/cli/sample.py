@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from nextscale import checkpoint
 from nextscale.cli.output import check_new_folder
 from nextscale.distributed import choose_device
+from nextscale.evaluate.npz import LABELS, new_npz
 from nextscale.generate.generator import Generator
 from nextscale.generate.request import Label, resolve_label
 from nextscale.generate.settings import SamplingSettings
@@ -24,6 +26,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Make images of the labels asked for."""
     out = Path(options.out)
     check_new_folder(out)
+    if out.suffix == ".npz" and (options.png or options.npz):
+        raise ValueError(f"--out {out} is one file of all images: leave out --png and --npz")
     if options.per_label < 1 or options.batch < 1:
         raise ValueError(f"--per-label {options.per_label} and --batch {options.batch} must be at least 1")
     generator = Generator.load(options.model, device=choose_device(options.device))
@@ -33,14 +37,15 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     seeds = options.seeds or list(range(options.seed, options.seed + len(labels)))
     if len(seeds) != len(labels):
         raise ValueError(f"{len(seeds)} seeds for {len(labels)} images: give one per image, or only --seed")
-    images = sample_images(
-        generator,
-        labels,
-        seeds,
-        batch=options.batch,
-        smooth=options.smooth,
-        settings=sampling_options(options),
+    given = sampling_options(options)
+    batches = sample_batches(
+        generator, labels, seeds, batch=options.batch, smooth=options.smooth, settings=given
     )
+    if out.suffix == ".npz":
+        _write_npz(out, batches, labels, generator, _record(labels, seeds, generator, options))
+        print(f"{len(labels)} images: {out}")
+        return
+    images = numpy.concatenate(list(batches))
     with checkpoint.new_folder(out) as place:
         _write(place, images, labels, seeds, generator, options)
     print(f"{len(images)} images: {out / 'grid.png'}")
@@ -53,18 +58,24 @@ def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def sample_images(
-    generator: Generator, labels: Sequence[Label], seeds: Sequence[int], *, batch: int, smooth: bool = False,
+    generator: Generator, labels: Sequence[Label], seeds: Sequence[int], *, batch: int,
     settings: Mapping[str, Any],
 ) -> numpy.ndarray:  # fmt: skip
     """Images uint8 (B, H, W, 3) of any number of labels, ``batch`` at a time, with a progress bar."""
-    parts = []
+    return numpy.concatenate(list(sample_batches(generator, labels, seeds, batch=batch, settings=settings)))
+
+
+def sample_batches(
+    generator: Generator, labels: Sequence[Label], seeds: Sequence[int], *, batch: int, smooth: bool = False,
+    settings: Mapping[str, Any],
+) -> Iterator[numpy.ndarray]:  # fmt: skip
+    """The same, batch by batch."""
     with tqdm(total=len(labels), unit="image", disable=None) as bar:
         for start in range(0, len(labels), batch):
             place = slice(start, start + batch)
-            result = generator(labels[place], seeds=seeds[place], smooth=smooth, **settings)
-            parts.append(result.images)
-            bar.update(len(parts[-1]))
-    return numpy.concatenate(parts)
+            images = generator(labels[place], seeds=seeds[place], smooth=smooth, **settings).images
+            yield images
+            bar.update(len(images))
 
 
 def _labels(words: Sequence[str], class_names: Sequence[str]) -> list[Label]:
@@ -80,17 +91,37 @@ def _write(
     columns = options.per_label if options.per_label > 1 else int(numpy.ceil(len(images) ** 0.5))
     sheet = grid(enlarge(images, max(1, 64 // images.shape[1])), columns=columns)
     Image.fromarray(sheet).save(place / "grid.png")
-    names = ["none" if label is None else generator.class_names[int(label)] for label in labels]
-    record = {
-        "model": options.model, "labels": names, "seeds": list(seeds), "smooth": options.smooth,
-        "sampling": {**generator.settings.sampling.model_dump(), **sampling_options(options)},
-    }  # fmt: skip
+    record = _record(labels, seeds, generator, options)
     checkpoint.write_json(place / "settings.json", record)
     if options.png:
         (place / "images").mkdir()
-        for index, (image, name, seed) in enumerate(zip(images, names, seeds, strict=True)):
+        for index, (image, name, seed) in enumerate(zip(images, record["labels"], seeds, strict=True)):
             safe = "".join(letter if letter.isalnum() else "_" for letter in name)
             Image.fromarray(image).save(place / "images" / f"{index:05d}_{safe}_seed{seed}.png")
     if options.npz:
-        numbers = [len(generator.class_names) if label is None else int(label) for label in labels]
-        numpy.savez(place / "samples.npz", arr_0=images, labels=numpy.array(numbers, dtype=numpy.int64))
+        _write_npz(place / "samples.npz", [images], labels, generator, record)
+
+
+def _record(
+    labels: Sequence[Label], seeds: Sequence[int], generator: Generator, options: argparse.Namespace
+) -> dict[str, Any]:
+    """What the images depend on."""
+    return {
+        "model": options.model,
+        "labels": ["none" if label is None else generator.class_names[int(label)] for label in labels],
+        "seeds": list(seeds), "smooth": options.smooth,
+        "sampling": {**generator.settings.sampling.model_dump(), **sampling_options(options)},
+    }  # fmt: skip
+
+
+def _write_npz(
+    path: Path, batches: Iterable[numpy.ndarray], labels: Sequence[Label], generator: Generator,
+    record: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """One file as evaluators read it: images under ``arr_0``, labels under ``arr_1``; batch by batch."""
+    numbers = [len(generator.class_names) if label is None else int(label) for label in labels]
+    with new_npz(path, count=len(labels)) as writer:
+        for images in batches:
+            writer.add(images)
+        labels_N = numpy.array(numbers, dtype=numpy.int64)
+        writer.finish(**{LABELS: labels_N, "settings": numpy.array(json.dumps(record))})

@@ -12,20 +12,13 @@ from torch import Tensor
 from nextscale.data.loader import evaluation_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
+from nextscale.evaluate.frechet import frechet_distance
+from nextscale.evaluate.moments import Moments
+from nextscale.evaluate.similarity import SSIM_WINDOW, psnr, ssim
+from nextscale.features.extractor import Extractor
 from nextscale.pixels import to_model, to_uint8
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.model import Tokenizer
-
-
-def psnr(images_BHWC: numpy.ndarray, others_BHWC: numpy.ndarray) -> numpy.ndarray:
-    """Peak signal-to-noise ratio of each pair of uint8 images (B, H, W, 3), in dB: float64 (B,); equal images
-    give inf.
-    """
-    difference = images_BHWC.astype(numpy.float64) - others_BHWC.astype(numpy.float64)
-    error = numpy.square(difference).reshape(len(difference), -1).mean(axis=1)
-    with numpy.errstate(divide="ignore"):
-        ratio: numpy.ndarray = 10 * numpy.log10(255.0**2 / error)
-    return ratio
 
 
 class CodeUsage:
@@ -57,10 +50,11 @@ class CodeUsage:
 @torch.no_grad()
 def reconstruction_scores(
     tokenizer: Tokenizer, source: Source, *, limit: int | None = None, batch_size: int = 64,
-    skipped: SkippedImages | None = None,
+    skipped: SkippedImages | None = None, extractor: Extractor | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Mean of the images' PSNR in dB, and per scale the codes used and their share, over center crops of a
-    source.
+    """Over center crops of a source: the mean of the images' PSNR in dB and of their SSIM (left out where
+    images are smaller than its window), with an extractor the Fréchet distance of the reconstructions from
+    the originals under its name, and per scale the codes used and their share.
 
     Args:
         tokenizer: in evaluation mode.
@@ -68,16 +62,29 @@ def reconstruction_scores(
         limit: images at most, spread over the source.
         batch_size: images at a time.
         skipped: takes the names of bad images, which are left out; None: a bad image is an error.
+        extractor: what the Fréchet distance looks through.
+
+    Raises:
+        ValueError: the extractor takes images of another size, or there are fewer than two.
     """
     device = next(tokenizer.parameters()).device
     usage = CodeUsage(tokenizer.schedule, tokenizer.settings.quantizer.vocab_size)
-    ratios: list[numpy.ndarray] = []
+    values: dict[str, list[numpy.ndarray]] = {"psnr": [], "ssim": []}
+    moments = (Moments(extractor.dim), Moments(extractor.dim)) if extractor else None
     for pixels, _ in evaluation_batches(
         source, size=tokenizer.image_size, batch_size=batch_size, limit=limit, skipped=skipped
     ):
         tokens_BL = tokenizer.encode(to_model(pixels).to(device))
         usage.add(tokens_BL)
-        ratios.append(psnr(pixels, to_uint8(tokenizer.decode(tokens_BL))))
-    scores = {"psnr": float(numpy.concatenate(ratios).mean())}
+        decoded = to_uint8(tokenizer.decode(tokens_BL))
+        values["psnr"].append(psnr(pixels, decoded))
+        if min(tokenizer.image_size) >= SSIM_WINDOW:
+            values["ssim"].append(ssim(pixels, decoded))
+        if extractor and moments:
+            for side, images in zip(moments, (pixels, decoded), strict=True):
+                side.add(extractor(images)["pool"])
+    scores = {name: float(numpy.concatenate(parts).mean()) for name, parts in values.items() if parts}
+    if extractor and moments:
+        scores[extractor.metric_name] = frechet_distance(*moments)
     scores |= {f"codes_used_{scale}": float(number) for scale, number in enumerate(usage.used())}
     return scores | {f"usage_{scale}": share for scale, share in enumerate(usage.shares())}

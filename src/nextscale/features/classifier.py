@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nextscale import checkpoint
 from nextscale.features.settings import ClassifierSettings
 
-_BUNDLED = Path(__file__).parent / "cifar10-classifier"
+BUNDLED_CLASSIFIER = Path(__file__).parent / "cifar10-classifier"
 
 
 class _Level(nn.Module):
@@ -89,9 +89,11 @@ class Classifier(nn.Module):
         side = self.settings.image_size
         if tuple(images_BCHW.shape[1:]) != (3, side, side):
             raise ValueError(f"expected images (B, 3, {side}, {side}), given {tuple(images_BCHW.shape)}")
-        return (
-            self.head(self.features(images_BCHW)) / 9
-        )  # as if the features had been divided: gentle first steps
+        return self.judge(self.features(images_BCHW))
+
+    def judge(self, features_BF: Tensor) -> Tensor:
+        """What `features` gives -> logits (B, K)."""
+        return self.head(features_BF) / 9  # as if the features had been divided: gentle first steps
 
     @torch.no_grad()
     def assign(self, images_BCHW: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ def save_classifier(folder: Path, classifier: Classifier, *, dtype: torch.dtype 
         checkpoint.write_tensors(place / "classifier.safetensors", tensors)
 
 
-def load_classifier(folder: Path = _BUNDLED) -> Classifier:
+def load_classifier(folder: Path = BUNDLED_CLASSIFIER) -> Classifier:
     """A classifier from its folder, by default the bundled one for CIFAR-10.
 
     Raises ValueError when it is not there.

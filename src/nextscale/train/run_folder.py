@@ -34,7 +34,7 @@ def claimed_folder(folder: Path, description: dict[str, Any]) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
-                f"another process trains in {folder}: wait for it, stop it, or give another --out"
+                f"another process works in {folder}: wait for it, stop it, or give another --out"
             ) from error
         _check(folder, description)  # somebody else may have been faster
         if not (folder / _RECORD).exists():

@@ -1,0 +1,200 @@
+"""What ``nextscale evaluate`` scores against a reference: samples, reconstructions, images from anywhere."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nextscale import checkpoint
+from nextscale.cli.references import open_images
+from nextscale.cli.sample import sampling_options
+from nextscale.data.sources import open_source
+from nextscale.distributed import Distributed
+from nextscale.evaluate.images import (
+    Images,
+    Reconstructions,
+    Samples,
+    SourceImages,
+    check_labels,
+    share_of_jpegs,
+)
+from nextscale.evaluate.settings import Kind, Protocol
+from nextscale.features.classifier import Classifier, load_classifier
+from nextscale.features.perceptual import PerceptualDistance, load_perceptual
+from nextscale.features.settings import PerceptualSettings
+from nextscale.generate.generator import Generator
+from nextscale.models import bundled_models, find_model
+
+_NUM_SAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is scored."""
+
+    images: Images
+    reference_kind: Kind  #: that published figures of such images are held against
+    description: dict[str, Any]  #: stands at the head of the result
+    warnings: tuple[str, ...] = ()
+
+
+def open_subject(options: argparse.Namespace, protocol: Protocol | None, ranks: Distributed) -> Subject:
+    """What the first word of the command line and ``--data`` name.
+
+    Raises:
+        ValueError: nothing of that kind is there, or options that have no effect on it.
+    """
+    if not _is_model(options.model):
+        return _given_images(options)
+    folder = find_model(options.model)
+    generator = Generator.load(folder, device=ranks.device)
+    model = {"name": options.model, "digest": model_digest(folder)}
+    if options.data:
+        return _reconstructions(options, generator, model, ranks)
+    _refuse(
+        options, ("limit", "lpips_weights", "lpips_heads"), "samples: give --data to score reconstructions"
+    )
+    generator.prior  # noqa: B018  # raises for a model without one
+    if protocol is not None and len(generator.class_names) != protocol.num_classes:
+        raise ValueError(
+            f"--protocol {options.protocol} is for {protocol.num_classes} classes, the model has "
+            f"{len(generator.class_names)}: give another protocol"
+        )
+    count = protocol.num_samples if protocol else options.num_samples
+    first_seed = protocol.first_seed if protocol else options.seed or 0
+    count = _NUM_SAMPLES if count is None else count
+    sampling = {**sampling_options(options), **(protocol.sampling if protocol else {})}
+    images = Samples(generator, count=count, first_seed=first_seed, sampling=sampling)
+    if protocol is not None:
+        model |= {"protocol": {"name": options.protocol, **protocol.model_dump(mode="json")}}
+    return samples_of(images, model)
+
+
+def samples_of(images: Samples, head: Mapping[str, Any]) -> Subject:
+    """Samples with everything that they depend on. Raises ValueError for too few or for bad settings."""
+    if images.count < 2:
+        raise ValueError(f"--num-samples {images.count}: a reference needs at least 2 images to score")
+    images.read(range(1))  # a setting out of range shall be found before the reference is read
+    protocol = {"protocol": head["protocol"]} if "protocol" in head else {}
+    return Subject(images, "training", {
+        "scored": "samples", "model": {name: head[name] for name in ("name", "digest")}, **protocol,
+        "samples": {
+            "count": images.count, "first_seed": images.first_seed,
+            "last_seed": images.first_seed + images.count - 1,
+            "sampling": {**images.generator.settings.sampling.model_dump(), **images.sampling},
+        },
+    })  # fmt: skip
+
+
+def _reconstructions(
+    options: argparse.Namespace, generator: Generator, model: dict[str, Any], ranks: Distributed
+) -> Subject:
+    if options.num_samples:
+        raise ValueError(
+            "--num-samples has no effect with --data and --reference: score samples in a call of their own"
+        )
+    _refuse(options, ("guidance", "top_k", "top_p", "temperature", "seed", "protocol"), "reconstructions")
+    perceptual = _perceptual(options, ranks)
+    size = generator.tokenizer.image_size
+    if perceptual is not None:
+        perceptual.check_size(size)
+    originals = SourceImages(open_source(options.data), size=size, limit=options.limit)
+    images = Reconstructions(generator.tokenizer, originals, perceptual=perceptual)
+    data = {"source": options.data, "count": images.count, "preprocessing": originals.preprocessing}
+    description = {"scored": "reconstructions", "model": model, "data": data}
+    if perceptual is not None:
+        description["lpips"] = {"weights": options.lpips_weights, "heads": options.lpips_heads}
+    return Subject(images, "validation", description)
+
+
+def _perceptual(options: argparse.Namespace, ranks: Distributed) -> PerceptualDistance | None:
+    if not options.lpips_weights:
+        _refuse(options, ("lpips_heads",), "nothing without --lpips-weights")
+        return None
+    settings = PerceptualSettings(
+        network="vgg16", weights=options.lpips_weights, heads=options.lpips_heads or ""
+    )
+    return load_perceptual(settings).to(ranks.device)
+
+
+def _given_images(options: argparse.Namespace) -> Subject:
+    """Images that somebody else made, or real ones."""
+    _refuse(options, (
+        "num_samples", "guidance", "top_k", "top_p", "temperature", "seed", "data", "protocol", "sweep",
+        "lpips_weights", "lpips_heads",
+    ), "images that are there already")  # fmt: skip
+    if not Path(options.model).exists() and "/" not in options.model and "*" not in options.model:
+        find_model(options.model)  # names the nearest model
+    images = open_images(options.model, limit=options.limit)
+    if images.count < 2:
+        raise ValueError(f"{options.model} holds {images.count} images: give at least 2 to score")
+    warnings = []
+    if isinstance(images, SourceImages) and (share := share_of_jpegs(images.source)):
+        warnings.append(
+            f"{share:.0%} of the images looked at are JPEGs, whose losses change scores: keep samples as PNG "
+            "or .npz"
+        )
+    description = {"scored": "images", "images": {"source": options.model, "count": images.count}}
+    return Subject(images, "training", description, tuple(warnings))
+
+
+def _is_model(name: str) -> bool:
+    return name in bundled_models() or (Path(name).expanduser() / "config.json").is_file()
+
+
+def _refuse(options: argparse.Namespace, names: tuple[str, ...], what: str) -> None:
+    for name in names:
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} has no effect on {what}")
+
+
+def model_digest(folder: Path) -> str:
+    """SHA-256 over the digests of a model's files."""
+    files = sorted(item for item in folder.iterdir() if item.suffix in (".json", ".safetensors"))
+    text = "".join(f"{file.name} {checkpoint.digest(file)}\n" for file in files)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def find_classifier(
+    images: Images, *, demanded: bool, reference_classes: tuple[str, ...] | None, ranks: Distributed
+) -> Classifier | None:
+    """The bundled classifier where it knows the classes of the images.
+
+    Args:
+        images: that are scored.
+        demanded: without it no agreement is no error.
+        reference_classes: of the images that they are held against, where known.
+        ranks: whose device is used.
+
+    Raises:
+        ValueError: agreement is demanded, but of images without labels, of another size, or of other classes.
+    """
+    classifier = load_classifier()
+    names, side = classifier.settings.class_names, classifier.settings.image_size
+    fits = images.class_names == names and images.image_size == (side, side)
+    if demanded and not fits:
+        if images.labels is None:
+            raise ValueError("--class-agreement needs labels: the images have none")
+        if images.image_size != (side, side) or images.class_names is not None:
+            raise ValueError(
+                f"--class-agreement: the bundled classifier knows {side} x {side} pixels of "
+                f"{', '.join(names)}, given {images.image_size[0]} x {images.image_size[1]} pixels of "
+                f"{', '.join((images.class_names or ())[:5])}: leave it out"
+            )
+        check_labels(images.labels, len(names), where="the .npz file")  # numbers alone: taken at their word
+        images.class_names, fits = names, True
+    if (
+        demanded
+        and reference_classes is not None
+        and len(reference_classes) > 1
+        and reference_classes != names
+    ):
+        raise ValueError(
+            f"--class-agreement: the reference has other classes ({', '.join(reference_classes[:5])}): "
+            "give one of the same classes, or leave it out"
+        )
+    return classifier.to(ranks.device) if fits else None

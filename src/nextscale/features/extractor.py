@@ -1,0 +1,96 @@
+"""Networks that turn uint8 images into the features that generators are scored by, behind one call.
+
+Letters: B batch, H W pixels, D features, K classes.
+Special here: a score is comparable only where network, weights and resizing are the same, so an extractor
+carries the name of its metric and the digest of its weights, which belong beside every number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy
+import torch
+from torch import Tensor
+
+from nextscale import checkpoint
+from nextscale.distributed import place
+from nextscale.features.classifier import BUNDLED_CLASSIFIER, load_classifier
+
+ExtractorName = Literal["inception", "dinov2", "cifar"]
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A frozen network that looks at images."""
+
+    metric_name: str  #: what the Fréchet distance of its pooled features is called
+    dim: int  #: D, the width of its pooled features
+    digest: str  #: SHA-256 of its file of weights
+    image_size: int | None  #: side in pixels that images must have; None: it resizes them itself
+    device: torch.device
+    look: Callable[[Tensor], dict[str, Tensor]] = field(repr=False)
+
+    @torch.no_grad()
+    def __call__(self, images_BHWC: numpy.ndarray) -> dict[str, Tensor]:
+        """What the network sees in each image: float32, under ``pool`` (B, D), and more by network.
+
+        Inception adds ``spatial`` (B, 2023) and ``logits_unbiased`` (B, 1008), the classifier ``logits``
+        (B, K).
+
+        Args:
+            images_BHWC: uint8 (B, H, W, 3).
+
+        Raises:
+            ValueError: other arrays, or images of another size than the network takes.
+        """
+        shape = images_BHWC.shape
+        if images_BHWC.dtype != numpy.uint8 or len(shape) != 4 or shape[3] != 3:
+            raise ValueError(f"expected images uint8 (B, H, W, 3), given {images_BHWC.dtype} {shape}")
+        if self.image_size is not None and shape[1:3] != (self.image_size, self.image_size):
+            side = self.image_size
+            raise ValueError(
+                f"{self.metric_name} is defined on images of {side} x {side} pixels, given {shape[2]} x "
+                f"{shape[1]}: resize them, or choose another extractor"
+            )
+        pixels = torch.from_numpy(numpy.ascontiguousarray(images_BHWC.transpose(0, 3, 1, 2)))
+        return self.look(pixels.to(self.device))
+
+
+def load_extractor(
+    name: ExtractorName, weights: str | None = None, *, device: torch.device | None = None
+) -> Extractor:
+    """A network by its name, frozen.
+
+    - ``cifar``: the bundled classifier for CIFAR-10; ``pool`` is what its last linear layer reads. Each image
+      counts as it is: its mirror image is not looked at, or a generator that mirrors half of its images would
+      pass unseen.
+
+    Args:
+        name: which network.
+        weights: see `nextscale.features.weights.read_weights`; None for the bundled classifier.
+        device: where it works; the CPU by default.
+
+    Raises:
+        ValueError: no such network, weights are missing or given in vain, or they do not fit.
+    """
+    device = device or torch.device("cpu")
+    if name == "cifar":
+        if weights is not None:
+            raise ValueError(f"weights {weights} given, but cifar is the bundled classifier: leave them out")
+        return _cifar(device)
+    raise ValueError(f"no extractor {name!r}: expected cifar")
+
+
+def _cifar(device: torch.device) -> Extractor:
+    classifier = place(load_classifier(), device)
+
+    def look(pixels_BCHW: Tensor) -> dict[str, Tensor]:
+        pool_BD = classifier.features(pixels_BCHW.float() / 127.5 - 1)
+        return {"pool": pool_BD, "logits": classifier.judge(pool_BD)}
+
+    digest = checkpoint.digest(BUNDLED_CLASSIFIER / "classifier.safetensors")
+    settings = classifier.settings
+    return Extractor("FD-CIFAR", settings.dims[-1], digest, settings.image_size, device, look)

@@ -1,0 +1,46 @@
+"""Feature networks behind one call: what they give, which sizes they take, what names their weights."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy
+import pytest
+import torch
+
+from nextscale.features.classifier import BUNDLED_CLASSIFIER, load_classifier
+from nextscale.features.extractor import load_extractor
+from nextscale.pixels import to_model
+
+
+def pictures(count: int = 4, side: int = 32) -> numpy.ndarray:
+    return numpy.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=numpy.uint8)
+
+
+def test_the_classifier_gives_what_its_last_layer_reads_and_says() -> None:
+    extractor, classifier, images = load_extractor("cifar"), load_classifier(), pictures()
+    seen = extractor(images)
+    assert seen["pool"].shape == (4, extractor.dim) and seen["pool"].dtype == torch.float32
+    assert torch.allclose(seen["pool"], classifier.features(to_model(images)), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(seen["logits"], classifier(to_model(images)), rtol=1e-4, atol=1e-4)
+    assert (extractor.metric_name, extractor.image_size) == ("FD-CIFAR", 32)
+    content = (BUNDLED_CLASSIFIER / "classifier.safetensors").read_bytes()
+    assert extractor.digest == hashlib.sha256(content).hexdigest()
+
+
+def test_a_mirror_image_is_another_image() -> None:
+    extractor, images = load_extractor("cifar"), pictures()
+    mirrored = extractor(images[:, :, ::-1])["pool"]
+    assert not torch.allclose(mirrored, extractor(images)["pool"], rtol=0.1)
+
+
+def test_what_is_refused() -> None:
+    extractor = load_extractor("cifar")
+    with pytest.raises(ValueError, match="FD-CIFAR is defined on images of 32 x 32 pixels, given 16 x 16"):
+        extractor(pictures(side=16))
+    with pytest.raises(ValueError, match=r"expected images uint8 \(B, H, W, 3\), given float64"):
+        extractor(pictures() / 255)
+    with pytest.raises(ValueError, match="cifar is the bundled classifier: leave them out"):
+        load_extractor("cifar", "some.pth")
+    with pytest.raises(ValueError, match="no extractor 'vgg'"):
+        load_extractor("vgg")  # type: ignore[arg-type]
