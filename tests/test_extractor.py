@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import numpy
 import pytest
 import torch
+from torch import Tensor
 
 from nextscale.features.classifier import BUNDLED_CLASSIFIER, load_classifier
 from nextscale.features.extractor import load_extractor
@@ -34,6 +36,21 @@ def test_a_mirror_image_is_another_image() -> None:
     assert not torch.allclose(mirrored, extractor(images)["pool"], rtol=0.1)
 
 
+def test_features_are_float32_whatever_surrounds_them() -> None:
+    extractor, images = load_extractor("cifar"), pictures()
+    expected = extractor(images)["pool"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(extractor(images)["pool"], expected)
+    allowed = []
+
+    def look(pixels: Tensor) -> dict[str, Tensor]:
+        allowed.append(torch.backends.cudnn.allow_tf32)
+        return {}
+
+    dataclasses.replace(extractor, look=look)(images)
+    assert allowed == [False] and torch.backends.cudnn.allow_tf32
+
+
 def test_what_is_refused() -> None:
     extractor = load_extractor("cifar")
     with pytest.raises(ValueError, match="FD-CIFAR is defined on images of 32 x 32 pixels, given 16 x 16"):
@@ -42,5 +59,5 @@ def test_what_is_refused() -> None:
         extractor(pictures() / 255)
     with pytest.raises(ValueError, match="cifar is the bundled classifier: leave them out"):
         load_extractor("cifar", "some.pth")
-    with pytest.raises(ValueError, match="no extractor 'vgg'"):
+    with pytest.raises(ValueError, match="no extractor 'vgg': expected inception, dinov2 or cifar"):
         load_extractor("vgg")  # type: ignore[arg-type]

@@ -2,7 +2,8 @@
 
 Letters: N M images, D features, C images of one chunk.
 Special here: exact, over all pairs, in chunks; distances are float64 and taken from features around their
-mean, so that the difference of large squares does not decide who is whose neighbour.
+mean, so that the difference of large squares does not decide who is whose neighbour. (The reference evaluator
+takes them in half precision where that does not overflow, so its figures may differ a little.)
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Letters: B batch, H W pixels, D features, K classes.
 Special here: a score is comparable only where network, weights and resizing are the same, so an extractor
-carries the name of its metric and the digest of its weights, which belong beside every number.
+carries the name of its metric and the digest of its weights, which belong beside every number; and it
+computes in plain float32, whatever surrounds it (GPUs would round convolutions to TF32).
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ from torch import Tensor
 from nextscale import checkpoint
 from nextscale.distributed import place
 from nextscale.features.classifier import BUNDLED_CLASSIFIER, load_classifier
+from nextscale.features.dinov2 import load_dinov2
+from nextscale.features.inception import POOL_DIM, load_inception
+from nextscale.features.weights import weights_digest
 
 ExtractorName = Literal["inception", "dinov2", "cifar"]
+_DINOV2_NAMES = {384: "FD-DINOv2-S", 768: "FD-DINOv2-B", 1024: "FD-DINOv2"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,11 @@ class Extractor:
                 f"{shape[1]}: resize them, or choose another extractor"
             )
         pixels = torch.from_numpy(numpy.ascontiguousarray(images_BHWC.transpose(0, 3, 1, 2)))
-        return self.look(pixels.to(self.device))
+        with (
+            torch.autocast(self.device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False),
+        ):
+            return self.look(pixels.to(self.device))
 
 
 def load_extractor(
@@ -67,6 +76,9 @@ def load_extractor(
     - ``cifar``: the bundled classifier for CIFAR-10; ``pool`` is what its last linear layer reads. Each image
       counts as it is: its mirror image is not looked at, or a generator that mirrors half of its images would
       pass unseen.
+    - ``inception``: the network of FID with its published weights, see `nextscale.features.inception`.
+    - ``dinov2``: ViT-L/14 for FD-DINOv2 (Stein et al. 2023, arXiv 2306.04675); with ViT-S or ViT-B the name
+      says so, since these distances are others.
 
     Args:
         name: which network.
@@ -81,7 +93,16 @@ def load_extractor(
         if weights is not None:
             raise ValueError(f"weights {weights} given, but cifar is the bundled classifier: leave them out")
         return _cifar(device)
-    raise ValueError(f"no extractor {name!r}: expected cifar")
+    purpose = f"weights of {name}"
+    if name == "inception":
+        digest = weights_digest(weights or "", purpose=purpose)
+        return Extractor("FID", POOL_DIM, digest, None, device, place(load_inception(weights or ""), device))
+    if name == "dinov2":
+        digest = weights_digest(weights or "", purpose=purpose)
+        network = place(load_dinov2(weights or ""), device)
+        metric_name = _DINOV2_NAMES.get(network.dim, f"FD-DINOv2-{network.dim}")
+        return Extractor(metric_name, network.dim, digest, None, device, network)
+    raise ValueError(f"no extractor {name!r}: expected inception, dinov2 or cifar")
 
 
 def _cifar(device: torch.device) -> Extractor:

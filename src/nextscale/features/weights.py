@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,37 @@ from torch import Tensor
 from nextscale import checkpoint
 
 _HUB = "hub:"
+_PROMISE = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
+
+
+def find_weights(source: str, *, purpose: str) -> Path:
+    """The file that a source names, fetched from the hub if need be. Arguments and errors are those of
+    `read_weights`.
+    """
+    if not source:
+        raise ValueError(f"no {purpose} given: name a .safetensors or .pth file, or {_HUB}OWNER/NAME/FILE")
+    path = _from_hub(source) if source.startswith(_HUB) else Path(source)
+    if not path.is_file():
+        raise ValueError(f"{purpose}: {source} is not a file: give a .safetensors or .pth file")
+    return path
+
+
+def weights_digest(source: str, *, purpose: str) -> str:
+    """SHA-256 of the file that a source names, in hexadecimal.
+
+    Raises:
+        ValueError: as `find_weights`, or the name ends in the start of another digest (``-6726825d.pth``),
+            which is how PyTorch's own downloads say what they hold.
+    """
+    path = find_weights(source, purpose=purpose)
+    digest = checkpoint.digest(path)
+    promised = _PROMISE.search(path.name)
+    if promised and not digest.startswith(promised[1]):
+        raise ValueError(
+            f"{purpose}: {source} is damaged or another file: its name promises a SHA-256 that starts with "
+            f"{promised[1]}, it has {digest[:8]}: fetch it again"
+        )
+    return digest
 
 
 def read_weights(source: str, *, purpose: str) -> dict[str, Tensor]:
@@ -23,11 +55,7 @@ def read_weights(source: str, *, purpose: str) -> dict[str, Tensor]:
     Raises:
         ValueError: no source given, no such file, not tensors by name, or no way to the hub.
     """
-    if not source:
-        raise ValueError(f"no {purpose} given: name a .safetensors or .pth file, or {_HUB}OWNER/NAME/FILE")
-    path = _from_hub(source) if source.startswith(_HUB) else Path(source)
-    if not path.is_file():
-        raise ValueError(f"{purpose}: {source} is not a file: give a .safetensors or .pth file")
+    path = find_weights(source, purpose=purpose)
     if path.suffix == ".safetensors":
         return checkpoint.read_tensors(path)
     try:
