@@ -37,7 +37,8 @@ ROWS = {
     "perceptual": _PERCEPTUAL,
     "adversarial": _ADVERSARIAL,
     "all": f"{_EMA} {_ROTATION} {_DROPOUT} {_PERCEPTUAL} {_ADVERSARIAL}",
-    "one scale": "--schedule.sizes [[8,8]] --tokenizer.quantizer.num_phis 1 --tokenizer.quantizer.phi_ratio 0",
+    "one scale": "--schedule.sizes [[8,8]] --tokenizer.quantizer.num_phis 1 "
+    "--tokenizer.quantizer.phi_ratio 0",
     "reset, seed 1": "--loop.seed 1",
 }
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from nextscale.cli.scoring_options import add_evaluate_options, add_statistics_options
+from nextscale.cli.study_options import add_study_options
 
 #: A command: its exit code, or nothing when all went well.
 Run = Callable[[argparse.Namespace, Sequence[str]], int | None]
@@ -68,7 +69,7 @@ def build_parser() -> Parser:
 
     for add_command in (
         _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_reconstruct, _add_convert,
-        _add_evaluate, _add_statistics,
+        _add_evaluate, _add_statistics, _add_scaling,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -208,6 +209,13 @@ def _add_evaluate(add: AddCommand) -> None:
 def _add_statistics(add: AddCommand) -> None:
     statistics = add("statistics", "Keep the statistics of images to score against.", "statistics")
     add_statistics_options(statistics)
+
+
+def _add_scaling(add: AddCommand) -> None:
+    scaling = add(
+        "scaling", "Train a ladder of sizes and fit how the loss falls; run again to go on.", "scaling"
+    )
+    add_study_options(scaling, "scaling.json and scaling.png", "--run.data.source my-pictures")
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:

@@ -1,4 +1,6 @@
-"""Runs as data: one TOML file per recipe, a table per stage (``tokenizer``, ``prior``, ``classifier``)."""
+"""Runs as data: one TOML file per recipe, a table per stage (``tokenizer``, ``prior``, ``classifier``) or for
+a study (``scaling``).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nextscale.config import nearest
+from nextscale.studies.settings import ScalingStudy
 from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
 
 _HOME = Path(__file__).parent
@@ -17,6 +20,9 @@ STAGES: dict[str, type[TokenizerRun] | type[PriorRun] | type[ClassifierRun]] = {
     "prior": PriorRun,
     "classifier": ClassifierRun,
 }
+
+#: The settings class of each kind of study.
+STUDIES = {"scaling": ScalingStudy}
 
 
 def recipe_names() -> list[str]:

@@ -38,10 +38,13 @@ def _draw_law(axis: Any, name: str, law: dict[str, Any]) -> None:
     axis.plot(law["prediction"]["x"], law["prediction"]["y"], "x", markersize=6)
     axis.set_xscale("log")
     axis.set_yscale("log")
+    for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        formatter(lambda value, _: f"{value:g}")
     what, _, over = name.partition(" over ")
     axis.set_title(
-        f"({law['factor']:.2g} x)^{law['exponent']:.3f}, correlation {law['correlation']:.3f}", fontsize=9
-    )
+        f"exponent {law['exponent']:.3f} ± {law['exponent_error']:.2g}, "
+        f"correlation {law['correlation']:.3f}", fontsize=9,
+    )  # fmt: skip
     axis.set_xlabel(over, fontsize=8)
     axis.set_ylabel(what.replace("_", " "), fontsize=8)
     axis.tick_params(labelsize=7, which="both")

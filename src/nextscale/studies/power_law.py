@@ -34,8 +34,10 @@ class PowerLaw:
 
     @property
     def factor(self) -> float:
-        """The paper's form y = (factor x)^exponent."""
-        return float(numpy.exp(self.intercept / self.exponent))
+        """The paper's form y = (factor x)^exponent; infinite where a law is so flat that none can be told."""
+        with numpy.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            factor = numpy.exp(numpy.float64(self.intercept) / self.exponent)
+        return float(factor) if factor > 0 else float("inf")
 
     def predict(self, x: float) -> tuple[float, float, float]:
         """y at x, and the ends of the 95 % interval for a new point there."""

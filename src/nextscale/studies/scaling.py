@@ -3,24 +3,32 @@
 Special here: a ladder is ordinary trainings, so a study goes on where it stopped and a rung can be looked at
 like any other run. Sizes are whole numbers of parameters, embeddings and head included, as in the paper;
 arithmetic is three forward passes for each image seen (`nextscale.prior.cost`). The frontier over arithmetic
-takes every look at every rung, and keeps those that no cheaper one beats.
+takes every look at every rung, and keeps those that no cheaper one beats; looks on the way see
+``loop.evaluate_images`` validation images, the last one of a rung sees all of them.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nextscale import checkpoint
-from nextscale.generate.folder import read_settings
-from nextscale.prior.cost import cost
-from nextscale.studies.plots import draw_power_laws
+from nextscale.data.sources import open_source
+from nextscale.generate.folder import build_prior, read_settings
+from nextscale.models import find_model
+from nextscale.prior.cost import Cost, cost
+from nextscale.studies.plots import draw_power_laws, plots
 from nextscale.studies.power_law import PowerLaw, fit_power_law, lower_envelope
 from nextscale.studies.settings import Rung, ScalingStudy
 from nextscale.train.logs import read_log
 from nextscale.train.run import train_run
+from nextscale.train.run_folder import claimed_folder, first_difference
 from nextscale.train.settings import PriorRun
 
 _LEAST_FRONTIER = 3  #: points that a power law needs
@@ -37,6 +45,51 @@ class Look:
     loss: float  #: nats per token, all scales
     last_scale_loss: float
     error: float  #: share of tokens that were not the likeliest one
+
+
+def plan(study: ScalingStudy) -> list[Cost]:
+    """What each rung costs; nothing is trained.
+
+    Raises:
+        ValueError: data or tokenizer are missing, a rung cannot be built, or sizes do not grow.
+    """
+    run = study.run
+    if not run.tokenizer_from:
+        raise ValueError("no tokenizer given: set --run.tokenizer_from to the model folder of a trained one")
+    base = read_settings(find_model(run.tokenizer_from))
+    class_names = open_source(run.data.validation or run.data.source).class_names
+    quantizer, costs = base.tokenizer.quantizer, []
+    for rung in study.rungs:
+        prior = _run_of(study, rung, Path()).prior
+        with torch.device("meta"):
+            try:
+                build_prior(base.model_copy(update={"prior": prior, "class_names": class_names}))
+            except ValueError as error:
+                raise ValueError(f"rung {rung.name}: {error}") from error
+        costs.append(
+            cost(
+                prior, base.schedule, vocab_size=quantizer.vocab_size, code_dim=quantizer.code_dim,
+                num_classes=len(class_names),
+            )
+        )  # fmt: skip
+        if len(costs) > 1 and costs[-1].parameters <= costs[-2].parameters:
+            raise ValueError(
+                f"rung {rung.name} has {costs[-1].parameters:,} parameters, the one before "
+                f"{costs[-2].parameters:,}: give the rungs smallest first"
+            )
+    return costs
+
+
+def describe_plan(study: ScalingStudy, costs: Sequence[Cost]) -> list[str]:
+    """A line per rung and the sum, for people."""
+    images = study.run.loop.batch_size * study.run.loop.num_steps
+    lines = [
+        f"rung {number} of {len(costs)}, {rung.name}: {of_rung.parameters:,} parameters, "
+        f"{of_rung.training_flops * images:.3g} FLOPs of training"
+        for number, (rung, of_rung) in enumerate(zip(study.rungs, costs, strict=True), start=1)
+    ]
+    total = sum(of_rung.training_flops for of_rung in costs) * images
+    return [*lines, f"in all {total:.3g} FLOPs of training, {images:,} images each"]
 
 
 def run_scaling(
@@ -56,20 +109,44 @@ def run_scaling(
         What ``scaling.json`` holds: the looks, and for each law its numbers and its prediction.
 
     Raises:
-        ValueError: settings, data or folder do not fit.
+        ValueError: settings, data or folder do not fit, or matplotlib is missing.
         nextscale.train.stopping.Stopped: a signal asked for it.
     """
-    looks: list[Look] = []
-    for rung in study.rungs:
-        place, run = folder / rung.name, _run_of(study, rung, folder)
-        if not (place / "model" / "config.json").is_file():
-            say(f"{rung.name}: training")
-            train_run(run, place, device=device, say=say, progress=progress)
-        looks += looks_of(run, rung.name, place)
-    result = fit(looks, extrapolate=study.extrapolate)
-    checkpoint.write_json(folder / "scaling.json", result)
-    draw_power_laws(result, folder / "scaling.png")
+    plots()  # complains now rather than after hours
+    lines, looks = describe_plan(study, plan(study)), list[Look]()
+    with claimed_folder(folder, {"study": "scaling", "run": study.run.model_dump(mode="json")}):
+        for rung, line in zip(study.rungs, lines, strict=False):
+            place, run = folder / rung.name, _run_of(study, rung, folder)
+            if _finished(run, place):
+                say(f"{line}: done")
+            else:
+                say(line)
+                train_run(run, place, device=device, say=say, progress=progress)
+            looks += looks_of(run, rung.name, place)
+        say(lines[-1])
+        result = fit(looks, extrapolate=study.extrapolate)
+        checkpoint.write_json(folder / "scaling.json", result)
+        draw_power_laws(result, folder / "scaling.png")
     return result
+
+
+def _finished(run: PriorRun, place: Path) -> bool:
+    """Whether a rung has its last scores. Raises ValueError when it was trained with other settings."""
+    log = place / "log.jsonl"
+    if not (place / "model" / "config.json").is_file() or not log.is_file():
+        return False
+    looks = {record["step"] for record in read_log(log) if record["kind"] == "evaluate"}
+    if run.loop.num_steps not in looks:
+        return False
+    wanted, recorded = run.model_dump(mode="json"), json.loads((place / "run.json").read_text())
+    del wanted["data"]["on_bad_image"]  # a run may go on with another one
+    difference = first_difference(wanted, recorded)
+    if difference:
+        raise ValueError(
+            f"{place} holds a finished run, now asked for with {difference}: give the same settings, or "
+            "another --out"
+        )
+    return True
 
 
 def _run_of(study: ScalingStudy, rung: Rung, folder: Path) -> PriorRun:
@@ -136,7 +213,8 @@ def _describe(points: Sequence[tuple[float, float]], extrapolate: float) -> dict
     value, low, high = law.predict(far)
     return {
         "points": [list(point) for point in points], "exponent": law.exponent,
-        "exponent_error": law.exponent_error, "factor": law.factor, "correlation": law.correlation,
+        "exponent_error": law.exponent_error, "correlation": law.correlation,
+        "factor": law.factor if math.isfinite(law.factor) else None,  # JSON knows no infinity
         "prediction": {"x": far, "y": value, "low": low, "high": high},
         "line": [[at, *law.predict(at)] for at in _geometric(min(x), far)],
     }  # fmt: skip
@@ -152,8 +230,14 @@ def describe(result: dict[str, Any]) -> list[str]:
     for name, law in result["laws"].items():
         ahead = law["prediction"]
         lines.append(
-            f"{name}: ({law['factor']:.3g} x)^{law['exponent']:.4f} +- {law['exponent_error']:.4f}, "
+            f"{name}: {formula(law)} +- {law['exponent_error']:.4f}, "
             f"correlation {law['correlation']:.4f}; at {ahead['x']:.3g}: {ahead['y']:.4g} "
             f"({ahead['low']:.4g} to {ahead['high']:.4g})"
         )
     return lines
+
+
+def formula(law: dict[str, Any]) -> str:
+    """A law as the paper writes it; a flat one has no factor that could be written."""
+    factor = "" if law["factor"] is None else f"{law['factor']:.3g} "
+    return f"({factor}x)^{law['exponent']:.4f}"

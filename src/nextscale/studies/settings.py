@@ -40,6 +40,17 @@ class ScalingStudy(BaseModel):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"rungs: {name} is given twice: sizes must differ")
+        if self.run.prior.kind == "diffusion":
+            raise ValueError("run.prior.kind diffusion: it predicts no tokens, whose loss the laws are of")
+        if self.run.init:
+            raise ValueError(
+                f"run.init {self.run.init} fits one size at most: sizes start from fresh weights"
+            )
+        if self.run.cache_views and self.run.data.on_bad_image == "skip" and not self.run.data.validation:
+            raise ValueError(
+                "run.cache_views with run.data.on_bad_image skip: the sizes would hold out different images; "
+                "give run.data.validation, or remove the bad images"
+            )
         if self.run.loop.patience:
             raise ValueError(
                 f"run.loop.patience {self.run.loop.patience} would train sizes differently long: set it to 0"
