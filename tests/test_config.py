@@ -80,10 +80,7 @@ def test_building_converts_text() -> None:
         ({"loop": {"num_stepz": 5}}, "here: unknown key loop.num_stepz; did you mean loop.num_steps?"),
         ({"lop": {}}, "here: unknown key lop; did you mean loop?"),
         ({"loop": {"precision": "half"}}, "here: loop.precision is 'half': .*'float32' or 'bfloat16'"),
-        (
-            {"prior": {"kind": "gan"}},
-            "here: prior is {.*'gan'.*}: its kind is unknown: expected next_scale, ",
-        ),
+        ({"prior": {"kind": "gan"}}, "here: prior is {.*'gan'.*}: its kind is unknown: expected next_scale, "),
         ({"data": {"flip": "perhaps"}}, "here: data.flip is 'perhaps'"),
         ({"sampling": {"top_p": 0}}, "here: sampling.top_p is 0"),
         ({"prior": None}, "here: prior is None"),

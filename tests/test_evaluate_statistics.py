@@ -127,7 +127,5 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 def test_kinds() -> None:
     check_kind("training", "training", source="a", scored="samples")
-    with pytest.raises(
-        ValueError, match="a stands for validation images, but samples are scored against train"
-    ):
+    with pytest.raises(ValueError, match="a stands for validation images, but samples are scored against train"):
         check_kind("validation", "training", source="a", scored="samples")
