@@ -25,7 +25,8 @@ from nextscale.generate.folder import build_prior
 from nextscale.generate.generator import Generator, Result
 from nextscale.generate.settings import ModelSettings, SamplingSettings
 from nextscale.prior.next_scale import NextScalePrior
-from nextscale.prior.settings import PriorSettings
+from nextscale.prior.settings import DiffusionSettings, NextTokenSettings, PriorSettings
+from nextscale.prior.transformer import Transformer
 from nextscale.rng import token_uniforms
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.model import Tokenizer
@@ -53,9 +54,10 @@ def tokenizer_settings(*, levels: int = 2, **quantizer: Any) -> TokenizerSetting
     )
 
 
-def prior_settings(**changes: Any) -> PriorSettings:
+def prior_settings(*, kind: str = "next_scale", **changes: Any) -> Any:
     """Two blocks of width 32."""
-    return PriorSettings(**{"depth": 2, "model_dim": 32, "num_heads": 4, **changes})
+    family = {"next_scale": PriorSettings, "next_token": NextTokenSettings, "diffusion": DiffusionSettings}
+    return family[kind](**{"depth": 2, "model_dim": 32, "num_heads": 4, **changes})
 
 
 def model_settings(
@@ -148,7 +150,7 @@ def prior_inputs(schedule: ScaleSchedule, batch: int = 3) -> tuple[Tensor, Tenso
 
 
 @torch.no_grad()
-def make_loud(module: Tokenizer | NextScalePrior) -> None:
+def make_loud(module: Tokenizer | Transformer) -> None:
     """Outputs about as large as inputs, gates of the order of one, logits of several units."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):

@@ -155,7 +155,7 @@ def runs(home: Path, out: Path, ranks: Distributed) -> None:
         except (ValueError, Stopped) as error:
             found[name] = {"error": f"{type(error).__name__}: {error}", "said": said}
 
-    for kind in ("prior", "tokenizer", "adversarial"):
+    for kind in ("prior", "next_token", "diffusion", "tokenizer", "adversarial"):
         train(kind, tiny_run(kind, home))
     train("kept", tiny_run("prior", home).model_copy(update={"cache_views": 2}))
     train("skipping", _bad("skip", home))

@@ -22,10 +22,13 @@ LOOP = {
 
 
 def make_home(folder: Path) -> Path:
-    """Put pictures of three classes into a folder, and a tokenizer to train priors on."""
+    """Put pictures of three classes into a folder, and two tokenizers to train priors on: one of one
+    scale.
+    """
     write_pictures(folder / "pictures", 20, (10, 9), num_classes=3)
-    settings = model_settings().model_copy(update={"prior": None})
-    Generator(settings, random_generator(settings=model_settings()).tokenizer).save(folder / "given")
+    for name, settings in (("given", model_settings()), ("one-scale", model_settings(sizes=[(4, 4)]))):
+        tokenizer = random_generator(settings=settings).tokenizer
+        Generator(settings.model_copy(update={"prior": None}), tokenizer).save(folder / name)
     return folder
 
 
@@ -48,9 +51,18 @@ def tiny_run(kind: str, home: Path, **loop: Any) -> Run:
                 "lr_factor": 0.5,
             }  # fmt: skip
         return TokenizerRun(schedule={"sizes": SIZES}, tokenizer=tokenizer, losses=losses, **common)
-    if kind == "prior":
-        prior = {"depth": 2, "model_dim": 16, "num_heads": 2, "drop_path": 0.3, "class_dropout": 0.3}
-        return PriorRun(tokenizer_from=str(home / "given"), prior=prior, **common)
+    if kind in ("prior", "next_token", "diffusion"):
+        prior: dict[str, Any] = {
+            "depth": 2,
+            "model_dim": 16,
+            "num_heads": 2,
+            "drop_path": 0.3,
+            "class_dropout": 0.3,
+        }
+        if kind != "prior":
+            prior["kind"] = kind
+        tokenizer_from = home / ("one-scale" if kind == "next_token" else "given")
+        return PriorRun(tokenizer_from=str(tokenizer_from), prior=prior, **common)
     common["data"] |= {"enlarge": 1.0}
     return ClassifierRun(
         classifier={"image_size": 8, "stem_dim": 8, "dims": (8, 8)}, max_shift=1, cut_out=3, **common

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from nextscale.config import build, merge, nearest, parse_overrides, setting_paths
+from nextscale.config import build, merge, nearest, parse_overrides, setting_paths, setting_values
 from nextscale.generate.settings import SamplingSettings
 from nextscale.recipes import STAGES
 from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
@@ -80,7 +80,10 @@ def test_building_converts_text() -> None:
         ({"loop": {"num_stepz": 5}}, "here: unknown key loop.num_stepz; did you mean loop.num_steps?"),
         ({"lop": {}}, "here: unknown key lop; did you mean loop?"),
         ({"loop": {"precision": "half"}}, "here: loop.precision is 'half': .*'float32' or 'bfloat16'"),
-        ({"prior": {"kind": "gan"}}, "here: prior is {.*'gan'.*}: its kind is unknown: expected next_scale, "),
+        (
+            {"prior": {"kind": "gan"}},
+            "here: prior is {.*'gan'.*}: its kind is unknown: expected next_scale, ",
+        ),
         ({"data": {"flip": "perhaps"}}, "here: data.flip is 'perhaps'"),
         ({"sampling": {"top_p": 0}}, "here: sampling.top_p is 0"),
         ({"prior": None}, "here: prior is None"),
@@ -136,3 +139,25 @@ def test_every_setting_can_be_given_on_a_command_line() -> None:
 def test_sampling_settings_have_ranges(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SamplingSettings(**wrong)
+
+
+def test_a_choice_between_settings_offers_the_paths_of_all_and_lists_those_of_the_chosen() -> None:
+    class One(BaseModel):
+        kind: str = Field("one", description="which")
+        size: int = 1
+
+    class Other(BaseModel):
+        kind: str = Field("other", description="which of the two")
+        speed: int = 2
+
+    class Whole(BaseModel):
+        part: One | Other | None = None
+        limit: int | None = None
+
+    assert dict(setting_paths(Whole)) == {
+        "part.kind": "which of the two", "part.size": "", "part.speed": "", "limit": "",
+    }  # fmt: skip
+    assert list(setting_values(Whole(part=Other()))) == [
+        ("part.kind", "other", "which of the two"), ("part.speed", 2, ""), ("limit", None, ""),
+    ]  # fmt: skip
+    assert list(setting_values(Whole())) == [("part", None, ""), ("limit", None, "")]

@@ -17,6 +17,7 @@ from nextscale.data.loader import NUM_TRANSFORM_UNIFORMS, NUM_UNIFORMS
 from nextscale.features.classifier import Classifier
 from nextscale.generate.folder import build_prior
 from nextscale.generate.settings import ModelSettings
+from nextscale.prior.cost import Cost, cost
 from nextscale.recipes import STAGES, STUDIES, read_recipe, recipe_names
 from nextscale.scales import PRESETS
 from nextscale.tokenizer.model import Tokenizer
@@ -42,6 +43,9 @@ def _run(name: str, stage: str) -> TokenizerRun | PriorRun | ClassifierRun:
 
 
 def _tokenizer(name: str) -> TokenizerRun:
+    """Of a recipe, or of the bundled model that it takes the tokenizer from."""
+    if "tokenizer" not in tomllib.loads((HOME / f"{name}.toml").read_text()):
+        name = read_recipe(name, "prior")["tokenizer_from"]
     run = _run(name, "tokenizer")
     assert isinstance(run, TokenizerRun)
     return run
@@ -77,7 +81,7 @@ def test_every_stage_builds(name: str, stage: str) -> None:
     with torch.device("meta"):
         if isinstance(run, TokenizerRun):
             tokenizer = Tokenizer(run.tokenizer, run.schedule)
-            side = {"cifar10-tiny": 32, "imagenette64": 64}.get(name) or int(name[8:11])
+            side = 32 if name.startswith("cifar10") else 64 if name == "imagenette64" else int(name[8:11])
             assert tokenizer.image_size == (side, side)
             assert {*tokenizer.quantizer.phi_of_scale} == {*range(len(tokenizer.quantizer.phis))}
         elif isinstance(run, PriorRun):
@@ -137,6 +141,33 @@ def test_the_first_line_of_a_small_recipe(name: str) -> None:
     assert run.tokenizer.autoencoder.reduction == reduction
     assert (run.schedule.num_scales, run.schedule.num_tokens) == (scales, tokens)
     assert run.schedule.latent_size == (last, last) and side == last * reduction
+
+
+def _cost(name: str) -> Cost:
+    model = _model(name)
+    assert model.prior is not None
+    quantizer = model.tokenizer.quantizer
+    return cost(
+        model.prior, model.schedule, vocab_size=quantizer.vocab_size, code_dim=quantizer.code_dim,
+        num_classes=10,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["cifar10-next-token", "cifar10-diffusion"])
+def test_the_rivals_of_cifar10_tiny_have_its_weights_and_its_arithmetic(name: str) -> None:
+    own, given = _run(name, "prior"), _run("cifar10-tiny", "prior")
+    assert _tokenizer(name).tokenizer.autoencoder == _tokenizer("cifar10-tiny").tokenizer.autoencoder
+    cheap, dear = _cost(name), _cost("cifar10-tiny")
+    assert cheap.parameters == pytest.approx(dear.parameters, rel=0.02)
+    whole = [run.loop.num_steps * run.loop.batch_size * each.training_flops
+             for run, each in ((own, cheap), (given, dear))]  # fmt: skip
+    assert whole[0] == pytest.approx(whole[1], rel=0.03)
+    text = (HOME / f"{name}.toml").read_text()
+    found = re.search(r"training: ([\d.]+) GFLOPs an image where cifar10-tiny takes ([\d.]+)", text)
+    assert found is not None
+    assert [each.training_flops / 1e9 for each in (cheap, dear)] == pytest.approx(
+        [float(number) for number in found.groups()], abs=0.005
+    )
 
 
 @pytest.mark.parametrize(("name", "stage"), ALL)

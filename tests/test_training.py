@@ -17,6 +17,7 @@ from nextscale.checkpoint import digest, read_tensors
 from nextscale.features.classifier import load_classifier
 from nextscale.train import loop as train_loop
 from nextscale.train.classifier_task import ClassifierTask
+from nextscale.train.diffusion_task import DiffusionTask
 from nextscale.train.logs import read_log
 from nextscale.train.prior_task import PriorTask
 from nextscale.train.schedules import learning_rate
@@ -25,7 +26,7 @@ from runs_for_tests import STEPS, Run, make_home, tiny_run, train_quietly
 
 TASKS: dict[str, Any] = {
     "tokenizer": TokenizerTask, "adversarial": TokenizerTask, "prior": PriorTask,
-    "classifier": ClassifierTask,
+    "next_token": PriorTask, "diffusion": DiffusionTask, "classifier": ClassifierTask,
 }  # fmt: skip
 
 
@@ -164,8 +165,9 @@ def test_what_a_run_leaves(kind: str, undisturbed: Any, home: Path) -> None:
     folder, scores = undisturbed(kind)
     expected = tiny_run(kind, home).model_dump(mode="json")
     del expected["data"]["on_bad_image"]
-    if kind == "prior":
-        expected["tokenizer_sha256"] = digest(home / "given" / "tokenizer.safetensors")
+    if "tokenizer_from" in expected:
+        given = Path(expected["tokenizer_from"]) / "tokenizer.safetensors"
+        expected["tokenizer_sha256"] = digest(given)
     assert json.loads((folder / "run.json").read_text()) == expected
     records = read_log(folder / "log.jsonl")
     assert [(record["kind"], record["step"]) for record in records] == [
@@ -207,6 +209,10 @@ def test_what_each_kind_logs_and_ships(undisturbed: Any) -> None:
     folder, scores = undisturbed("prior")
     assert {"accuracy", "scale_loss_0", "scale_loss_3"} <= set(read_log(folder / "log.jsonl")[0])
     assert {"loss", "accuracy", "scale_accuracy_3"} <= set(scores)
+    assert Generator.load(folder / "model")(["class 01"], seeds=[0]).images.shape == (1, 8, 8, 3)
+
+    folder, scores = undisturbed("diffusion")
+    assert set(scores) == {"loss", *(f"quarter_loss_{quarter}" for quarter in range(4))}
     assert Generator.load(folder / "model")(["class 01"], seeds=[0]).images.shape == (1, 8, 8, 3)
 
     folder, scores = undisturbed("classifier")

@@ -95,7 +95,9 @@ def _state(run: Path, part: str, step: int = STEPS) -> dict[str, Tensor]:
     return read_tensors(run / "checkpoints" / f"step-{step:08d}" / f"{part}.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["prior", "tokenizer", "adversarial", "kept", "skipping"])
+@pytest.mark.parametrize(
+    "kind", ["prior", "next_token", "diffusion", "tokenizer", "adversarial", "kept", "skipping"]
+)
 def test_whole_runs_end_alike(kind: str, home: Path, found: tuple[Found, Found, Found]) -> None:
     one, first, second = (ranks[kind] for ranks in found)
     assert first["scores"] == second["scores"] and set(first["scores"]) == set(one["scores"])

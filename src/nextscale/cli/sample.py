@@ -106,11 +106,13 @@ def _record(
     labels: Sequence[Label], seeds: Sequence[int], generator: Generator, options: argparse.Namespace
 ) -> dict[str, Any]:
     """What the images depend on."""
+    prior = generator.settings.prior
+    assert prior is not None, "it made images"
     return {
         "model": options.model,
         "labels": ["none" if label is None else generator.class_names[int(label)] for label in labels],
         "seeds": list(seeds), "smooth": options.smooth,
-        "sampling": {**generator.settings.sampling.model_dump(), **sampling_options(options)},
+        "sampling": {**generator.settings.sampling.known_to(prior.kind), **sampling_options(options)},
     }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -41,6 +41,10 @@ class SamplingSettings(BaseModel):
         None, ge=1, le=1000, description="of diffusion; None: 50 with ddim, 250 with ddpm"
     )
 
+    def known_to(self, kind: str) -> dict[str, Any]:
+        """Those settings that have an effect on a prior of this kind."""
+        return {name: value for name, value in self.model_dump().items() if _is_known(name, kind)}
+
     def refuse_idle(self, kind: str) -> None:
         """Raise ValueError when a setting other than the default would have no effect on such a prior."""
         fields = type(self).model_fields
@@ -50,9 +54,12 @@ class SamplingSettings(BaseModel):
 def refuse_idle(kind: str, names: Iterable[str]) -> None:
     """Raise ValueError when one of these sampling settings would have no effect on a prior of this kind."""
     for name in names:
-        known = name in _KNOWN[kind] if kind in _KNOWN else name not in _OF_DIFFUSION
-        if not known:
+        if not _is_known(name, kind):
             raise ValueError(f"{name} would have no effect: the prior is of kind {kind}; leave it out")
+
+
+def _is_known(name: str, kind: str) -> bool:
+    return name in _KNOWN[kind] if kind in _KNOWN else name not in _OF_DIFFUSION
 
 
 class ModelSettings(BaseModel):

@@ -51,6 +51,9 @@ class DiffusionPrior(Transformer):
         self.register_buffer("mean_C", torch.zeros(code_dim))
         self.register_buffer("deviation_C", torch.ones(code_dim))
         self._init_weights([self.position], head_factor=0.0)
+        if self.shared_modulation is not None:  # whose gates the released rule leaves open
+            with torch.no_grad():
+                self.shared_modulation.weight[: 2 * width].mul_(settings.gate_init)
 
     def condition(self, labels_B: Tensor, times_B: Tensor) -> Condition:
         """Everything that depends on labels and times alone.
