@@ -18,7 +18,7 @@ DIM = 3
 
 
 def mean_colors(*, spatial: bool = False, digest: str = "d" * 64, nan: bool = False) -> Extractor:
-    """Mean red, green and blue of each image, in [0, 1]; the top row's where spatial features are asked for."""
+    """Mean red, green and blue of each image, in [0, 1]; on request a few pixels as spatial features."""
 
     def look(pixels_BCHW: Tensor) -> dict[str, Tensor]:
         values = pixels_BCHW.float() / 255

@@ -146,8 +146,7 @@ def test_resizing_is_pillows(size: tuple[int, int]) -> None:
     for pixels in (noise, _pixels(1, *size)):
         expected = numpy.asarray(Image.fromarray(pixels[0]).resize((224, 224), Image.Resampling.BICUBIC))
         found = resize_as_pillow(torch.from_numpy(pixels).permute(0, 3, 1, 2), 224)[0].permute(1, 2, 0)
-        difference = numpy.abs(found.numpy() - expected)
-        assert difference.max() <= 1 and difference.mean() < 1e-3
+        assert numpy.array_equal(found.numpy(), expected)
 
 
 def test_the_extractor(weights_file: Path) -> None:

@@ -65,9 +65,9 @@ def test_reconstruction_seen_by_a_network_and_by_windows() -> None:
     features = [extractor(given)["pool"].double() for given in (images, decoded)]
     scores = reconstruction_scores(tokenizer, source, batch_size=4, extractor=extractor)
     assert scores["ssim"] == pytest.approx(ssim(images, decoded).mean(), rel=1e-10)
-    assert scores["FD-CIFAR"] == pytest.approx(distance_of_rows(*features), rel=1e-4)
-    assert scores["FD-CIFAR"] > 1
-    assert "FD-CIFAR" not in reconstruction_scores(tokenizer, source)
+    assert scores["rFD-CIFAR"] == pytest.approx(distance_of_rows(*features), rel=1e-4)
+    assert scores["rFD-CIFAR"] > 1
+    assert "rFD-CIFAR" not in reconstruction_scores(tokenizer, source)
     assert "ssim" not in reconstruction_scores(random_generator().tokenizer, source)  # 8 pixels a side
     with pytest.raises(ValueError, match="at least 2 samples, given 1"):
         reconstruction_scores(tokenizer, source, limit=1, extractor=extractor)

@@ -75,7 +75,7 @@ def test_flipped_bits_and_cut_files_are_found(tmp_path: Path) -> None:
         with numpy.load(tmp_path / "a.npz") as one, numpy.load(tmp_path / "b.npz") as two:
             assert all(numpy.array_equal(one[name], two[name]) for name in one.files)  # a date in a header
     (tmp_path / "b.npz").write_bytes(whole[:-30])
-    with pytest.raises(ValueError, match="not a readable .npz file"):
+    with pytest.raises(ValueError, match=r"not a readable \.npz file"):
         read_statistics(tmp_path / "b.npz", kind=None)
 
 
@@ -127,5 +127,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 def test_kinds() -> None:
     check_kind("training", "training", source="a", scored="samples")
-    with pytest.raises(ValueError, match="a stands for validation images, but samples are scored against train"):
+    with pytest.raises(
+        ValueError, match="a stands for validation images, but samples are scored against train"
+    ):
         check_kind("validation", "training", source="a", scored="samples")

@@ -12,10 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from images import MemorySource
+from models_for_tests import model_settings, random_generator
+from nextscale.data.loader import evaluation_batches
+from nextscale.evaluate.reconstruction import reconstruction_scores
 from nextscale.features.classifier import load_classifier
 from nextscale.features.perceptual import PerceptualDistance, load_perceptual
 from nextscale.features.settings import PerceptualSettings
 from nextscale.features.vgg import VGG16, load_heads, load_vgg16
+from nextscale.pixels import to_model, to_uint8
 
 #: Where torchvision's list has its convolutions, and the slices of LPIPS they are in.
 PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -67,6 +72,22 @@ def _plain_vgg(images: Tensor) -> list[Tensor]:
         if place in (3, 8, 15, 22, 29):
             taps.append(hidden)
     return taps
+
+
+def test_lpips_of_reconstructions(vgg_file: Path, tmp_path: Path) -> None:
+    torch.save(_heads(), tmp_path / "lpips.pth")
+    settings = PerceptualSettings(network="vgg16", weights=str(vgg_file), heads=str(tmp_path / "lpips.pth"))
+    lpips = load_perceptual(settings)
+    tokenizer, source = random_generator(model_settings(sizes=((1, 1), (8, 8)))).tokenizer, MemorySource(3)
+    pixels, _ = next(evaluation_batches(source, size=(16, 16), batch_size=3))
+    decoded = to_uint8(tokenizer.decode(tokenizer.encode(to_model(pixels))))
+    expected = lpips(to_model(decoded), to_model(pixels)).mean().item()
+    scores = reconstruction_scores(tokenizer, source, batch_size=2, lpips=lpips)
+    assert scores["lpips"] == pytest.approx(expected, rel=1e-5) and expected > 0
+    assert "lpips" not in reconstruction_scores(tokenizer, source)
+    without_heads = load_perceptual(settings.model_copy(update={"heads": ""}))
+    with pytest.raises(ValueError, match="LPIPS is defined by its heads"):
+        reconstruction_scores(tokenizer, source, lpips=without_heads)
 
 
 def test_the_distance_is_that_of_lpips(vgg_file: Path, tmp_path: Path) -> None:

@@ -108,7 +108,9 @@ def _swept(subject: Subject, points: Sequence[Point]) -> list[Subject]:
     if not isinstance(given, Samples):
         raise ValueError("--sweep goes through settings of sampling: give a model, and no --data")
     return [
-        replace(samples_of(given.with_sampling(point), subject.description["model"]), warnings=subject.warnings)
+        replace(
+            samples_of(given.with_sampling(point), subject.description["model"]), warnings=subject.warnings
+        )
         for point in points
     ]
 

@@ -112,12 +112,12 @@ def _reconstructions(
 
 
 def _perceptual(options: argparse.Namespace, ranks: Distributed) -> PerceptualDistance | None:
-    if not options.lpips_weights:
-        _refuse(options, ("lpips_heads",), "nothing without --lpips-weights")
+    weights, heads = options.lpips_weights, options.lpips_heads
+    if not weights and not heads:
         return None
-    settings = PerceptualSettings(
-        network="vgg16", weights=options.lpips_weights, heads=options.lpips_heads or ""
-    )
+    if not weights or not heads:
+        raise ValueError("--lpips-weights and --lpips-heads belong together: LPIPS is defined by both")
+    settings = PerceptualSettings(network="vgg16", weights=weights, heads=heads)
     return load_perceptual(settings).to(ranks.device)
 
 

@@ -123,7 +123,7 @@ def _write_part(file: Path, rows: Rows) -> None:
 def _read_part(file: Path) -> Rows | None:
     """What was kept; None where nothing was, or what was is damaged and must be done again."""
     try:
-        with numpy.load(file, allow_pickle=False) as kept:
+        with file.open("rb") as stream, numpy.load(stream, allow_pickle=False) as kept:
             return {name: kept[name] for name in kept.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
@@ -168,6 +168,8 @@ def make_reference(
     Raises:
         ValueError: an image that cannot be read, features that are not finite, or fewer than two images.
     """
+    if images.count < 2:
+        raise ValueError(f"{name} holds {images.count} images: a reference needs at least 2 samples")
     moments, spatial = Moments(extractor.dim), None
     kept = chosen_indices(images.count, NUM_KEPT)
     kept_nD = torch.zeros(len(kept), extractor.dim)

@@ -42,7 +42,7 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, numpy.ndarray]:
     if missing:
         raise ValueError(f"{path} holds no {', '.join(missing)}")
     try:
-        with numpy.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, numpy.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in names}
     except _DAMAGE as error:
         raise ValueError(

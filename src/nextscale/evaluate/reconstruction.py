@@ -16,6 +16,7 @@ from nextscale.evaluate.frechet import frechet_distance
 from nextscale.evaluate.moments import Moments
 from nextscale.evaluate.similarity import SSIM_WINDOW, psnr, ssim
 from nextscale.features.extractor import Extractor
+from nextscale.features.perceptual import PerceptualDistance
 from nextscale.pixels import to_model, to_uint8
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.model import Tokenizer
@@ -51,10 +52,11 @@ class CodeUsage:
 def reconstruction_scores(
     tokenizer: Tokenizer, source: Source, *, limit: int | None = None, batch_size: int = 64,
     skipped: SkippedImages | None = None, extractor: Extractor | None = None,
+    lpips: PerceptualDistance | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Over center crops of a source: the mean of the images' PSNR in dB and of their SSIM (left out where
-    images are smaller than its window), with an extractor the Fréchet distance of the reconstructions from
-    the originals under its name, and per scale the codes used and their share.
+    """Over center crops of a source: means of the images' PSNR in dB, SSIM (left out where images are smaller
+    than its window) and LPIPS (with its network), with an extractor the Fréchet distance of the
+    reconstructions from the originals (rFID, rFD-CIFAR and so on), and per scale the codes used and their share.
 
     Args:
         tokenizer: in evaluation mode.
@@ -63,13 +65,17 @@ def reconstruction_scores(
         batch_size: images at a time.
         skipped: takes the names of bad images, which are left out; None: a bad image is an error.
         extractor: what the Fréchet distance looks through.
+        lpips: VGG16 with the heads of LPIPS, on the tokenizer's device.
 
     Raises:
-        ValueError: the extractor takes images of another size, or there are fewer than two.
+        ValueError: the extractor takes images of another size, or there are fewer than two; the perceptual
+            distance has no heads, or is made for larger images.
     """
+    if lpips is not None and not lpips.heads:
+        raise ValueError("LPIPS is defined by its heads: load the perceptual distance with weights and heads")
     device = next(tokenizer.parameters()).device
     usage = CodeUsage(tokenizer.schedule, tokenizer.settings.quantizer.vocab_size)
-    values: dict[str, list[numpy.ndarray]] = {"psnr": [], "ssim": []}
+    values: dict[str, list[numpy.ndarray]] = {"psnr": [], "ssim": [], "lpips": []}
     moments = (Moments(extractor.dim), Moments(extractor.dim)) if extractor else None
     for pixels, _ in evaluation_batches(
         source, size=tokenizer.image_size, batch_size=batch_size, limit=limit, skipped=skipped
@@ -80,11 +86,14 @@ def reconstruction_scores(
         values["psnr"].append(psnr(pixels, decoded))
         if min(tokenizer.image_size) >= SSIM_WINDOW:
             values["ssim"].append(ssim(pixels, decoded))
+        if lpips is not None:
+            pair = (to_model(given).to(device) for given in (decoded, pixels))
+            values["lpips"].append(lpips(*pair).double().cpu().numpy())
         if extractor and moments:
             for side, images in zip(moments, (pixels, decoded), strict=True):
                 side.add(extractor(images)["pool"])
     scores = {name: float(numpy.concatenate(parts).mean()) for name, parts in values.items() if parts}
     if extractor and moments:
-        scores[extractor.metric_name] = frechet_distance(*moments)
+        scores[f"r{extractor.metric_name}"] = frechet_distance(*moments)
     scores |= {f"codes_used_{scale}": float(number) for scale, number in enumerate(usage.used())}
     return scores | {f"usage_{scale}": share for scale, share in enumerate(usage.shares())}
