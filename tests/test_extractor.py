@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from pathlib import Path
 
 import numpy
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from nextscale.features.classifier import BUNDLED_CLASSIFIER, load_classifier
 from nextscale.features.extractor import load_extractor
+from nextscale.features.weights import weights_digest
 from nextscale.pixels import to_model
 
 
@@ -49,6 +51,16 @@ def test_features_are_float32_whatever_surrounds_them() -> None:
 
     dataclasses.replace(extractor, look=look)(images)
     assert allowed == [False] and torch.backends.cudnn.allow_tf32
+
+
+def test_the_digest_is_that_of_the_file_and_keeps_the_promise_of_its_name(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"weights").hexdigest()
+    for name in ("weights.pth", f"weights-{digest[:8]}.pth", f"net-{digest}.safetensors", "vit-b16-2015.pth"):
+        (tmp_path / name).write_bytes(b"weights")
+        assert weights_digest(str(tmp_path / name), purpose="weights") == digest
+    (tmp_path / "weights-01234567.pth").write_bytes(b"weights")
+    with pytest.raises(ValueError, match=f"starts with 01234567, it has {digest[:8]}: fetch it again"):
+        weights_digest(str(tmp_path / "weights-01234567.pth"), purpose="weights")
 
 
 def test_what_is_refused() -> None:

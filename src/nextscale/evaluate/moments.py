@@ -1,6 +1,6 @@
 """Mean and covariance of features that come in batches, exact enough for Fréchet distances.
 
-Letters: B batch, D features.
+Letters: B batch, R rows of a product, D features.
 Special here: everything is float64 on the CPU, and what is summed is deviations from a mean, never squares
 (Chan, Golub and LeVeque 1979, equation 2.1): sums of squares would lose the variance of features that lie far
 from zero.
@@ -8,6 +8,7 @@ from zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -65,19 +66,13 @@ class Moments:
             )
         if len(batch_BD) == 0:
             return
-        mean_D = batch_BD.mean(dim=0)
-        deviations_BD = batch_BD - mean_D
-        self._take_in_(len(batch_BD), mean_D, deviations_BD.T @ deviations_BD)
-
-    def _take_in_(self, count: int, mean_D: Tensor, scatter_DD: Tensor) -> None:
-        """Join other rows, given by their number, mean and scatter."""
-        total = self.count + count
+        mean_D, total = batch_BD.mean(dim=0), self.count + len(batch_BD)
         shift_D = mean_D - self.mean_D
-        # new tensors, so that what somebody read before stays what it was
-        self._scatter_DD = (
-            self._scatter_DD + scatter_DD + torch.outer(shift_D, shift_D) * (self.count * count / total)
-        )
-        self.mean_D = self.mean_D + shift_D * (count / total)
+        # between the means of old and new rows lies one more deviation, so one product in place does it all
+        between_D = shift_D * math.sqrt(self.count * len(batch_BD) / total)
+        deviations_RD = torch.cat([batch_BD - mean_D, between_D[None]])
+        self._scatter_DD.addmm_(deviations_RD.T, deviations_RD)
+        self.mean_D = self.mean_D + shift_D * (len(batch_BD) / total)
         self.count = total
 
     def merge(self, other: Moments) -> Moments:
@@ -92,9 +87,12 @@ class Moments:
                 "use one extractor throughout"
             )
         merged = Moments(len(self.mean_D))
-        for part in (self, other):
-            if part.count:
-                merged._take_in_(part.count, part.mean_D, part._scatter_DD)
+        merged.count = self.count + other.count
+        share = other.count / max(merged.count, 1)
+        shift_D = other.mean_D - self.mean_D
+        merged.mean_D = self.mean_D + shift_D * share
+        merged._scatter_DD = self._scatter_DD + other._scatter_DD
+        merged._scatter_DD.addr_(shift_D, shift_D, alpha=self.count * share)
         return merged
 
     def reduced(self, ranks: Distributed) -> Moments:
