@@ -9,7 +9,6 @@ takes every look at every rung, and keeps those that no cheaper one beats; looks
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,10 +24,10 @@ from nextscale.models import find_model
 from nextscale.prior.cost import Cost, cost
 from nextscale.studies.plots import draw_power_laws, plots
 from nextscale.studies.power_law import PowerLaw, fit_power_law, lower_envelope
+from nextscale.studies.runs import Voice, train_once
 from nextscale.studies.settings import Rung, ScalingStudy
 from nextscale.train.logs import read_log
-from nextscale.train.run import train_run
-from nextscale.train.run_folder import claimed_folder, first_difference
+from nextscale.train.run_folder import claimed_folder
 from nextscale.train.settings import PriorRun
 
 _LEAST_FRONTIER = 3  #: points that a power law needs
@@ -117,36 +116,13 @@ def run_scaling(
     with claimed_folder(folder, {"study": "scaling", "run": study.run.model_dump(mode="json")}):
         for rung, line in zip(study.rungs, lines, strict=False):
             place, run = folder / rung.name, _run_of(study, rung, folder)
-            if _finished(run, place):
-                say(f"{line}: done")
-            else:
-                say(line)
-                train_run(run, place, device=device, say=say, progress=progress)
+            train_once(run, place, line=line, voice=Voice(device, say, progress))
             looks += looks_of(run, rung.name, place)
         say(lines[-1])
         result = fit(looks, extrapolate=study.extrapolate)
         checkpoint.write_json(folder / "scaling.json", result)
         draw_power_laws(result, folder / "scaling.png")
     return result
-
-
-def _finished(run: PriorRun, place: Path) -> bool:
-    """Whether a rung has its last scores. Raises ValueError when it was trained with other settings."""
-    log = place / "log.jsonl"
-    if not (place / "model" / "config.json").is_file() or not log.is_file():
-        return False
-    looks = {record["step"] for record in read_log(log) if record["kind"] == "evaluate"}
-    if run.loop.num_steps not in looks:
-        return False
-    wanted, recorded = run.model_dump(mode="json"), json.loads((place / "run.json").read_text())
-    del wanted["data"]["on_bad_image"]  # a run may go on with another one
-    difference = first_difference(wanted, recorded)
-    if difference:
-        raise ValueError(
-            f"{place} holds a finished run, now asked for with {difference}: give the same settings, or "
-            "another --out"
-        )
-    return True
 
 
 def _run_of(study: ScalingStudy, rung: Rung, folder: Path) -> PriorRun:
