@@ -1,7 +1,7 @@
 """Families side by side: trained with equal arithmetic, scored on equal samples, timed in turn, reported.
 
-Special here: every finished piece (a tokenizer, a prior, the scores of one way to sample, the times) is a file
-or a folder of the study, so the same command goes on after any interruption.
+Special here: every finished piece (a tokenizer, a prior, the scores of one way to sample, the times) is a
+file or a folder of the study, so the same command goes on after any interruption.
 """
 
 from __future__ import annotations

@@ -18,13 +18,14 @@ img {{ max-width: 100% }} .samples img {{ image-rendering: pixelated; display: b
 .samples {{ display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; align-items: center }}
 table {{ border-collapse: collapse; font-size: .9rem }} h2 {{ margin-top: 2.5rem }}
 .wide {{ overflow-x: auto }}
-th, td {{ text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top }}
+th, td {{ text-align: left; vertical-align: top; padding: .25rem 1.2rem .25rem 0 }}
+tr {{ border-bottom: 1px solid #ddd }}
 td small {{ color: #555 }} pre {{ background: #f4f4f4; padding: 1rem; overflow-x: auto; font-size: .8rem }}
 </style></head><body>
 <h1>{title}</h1>
-<p>Priors of equally many parameters (within 5 %) and of equal arithmetic in training, on the same images. Every
-winner is computed from its row; where 95 % intervals overlap, it is not clear. One training per family: another
-seed might come out otherwise.</p>
+<p>Priors of equally many parameters (within 5 %) and of equal arithmetic in training, on the same images.
+Every winner is computed from its row; where 95 % intervals overlap, it is not clear. One training per family:
+another seed might come out otherwise.</p>
 {warnings}
 <h2>Samples</h2>
 <p>A row per family, the same classes and seeds (the number of the class is the seed), none chosen.
@@ -72,8 +73,8 @@ def write_page(
         metric=html.escape(report["metric"]), time=_embedded(plots["time"]),
         batch=max(report["settings"]["timing_batches"]), samplings=_samplings(report),
         reference=html.escape(
-            f"{reference['count']} {reference['kind']} images of {reference['source']} ({reference['features']} "
-            f"features, weights {str(report['features_digest'])[:12]}; {reference['preprocessing']})"
+            f"{reference['count']} {reference['kind']} images of {reference['source']} "
+            f"({reference['features']} features, weights {str(report['features_digest'])[:12]}; {reference['preprocessing']})"
         ),
         machine=html.escape(f"{setting['device']}, {setting['threads']} threads, {setting['machine']}"),
         versions=html.escape(", ".join(f"{name} {value}" for name, value in report["versions"].items())),

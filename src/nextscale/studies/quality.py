@@ -116,7 +116,7 @@ def score_families(
             if step == plan.prior.loop.num_steps:
                 scores = samplings[first.name]
             else:
-                _load_average(generator, home / "checkpoints" / f"step-{step:08d}")
+                load_average(generator, home / "checkpoints" / f"step-{step:08d}")
                 scores = _score(few, generator, first, study.few_samples, place / f"step-{step:08d}")
             images = step * plan.prior.loop.batch_size
             flops = plan.cost.training_flops * images
@@ -125,7 +125,7 @@ def score_families(
     return results
 
 
-def _load_average(generator: Generator, place: Path) -> None:
+def load_average(generator: Generator, place: Path) -> None:
     """The averaged weights of a checkpoint. Raises ValueError when it is missing or damaged."""
     checkpoint.check_digests(place)
     file = place / "average.safetensors"
