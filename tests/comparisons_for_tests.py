@@ -42,6 +42,8 @@ mlp_ratio = {ratio}
 drop_path = 0.0
 [compare.families.prior.data]
 enlarge = 1.0
+[compare.families.prior.optimizer]
+base_lr = 1.0
 [compare.families.prior.loop]
 batch_size = 4
 num_steps = {steps}

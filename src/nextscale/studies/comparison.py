@@ -109,10 +109,8 @@ def _write_pictures_and_page(
     for row in report["samplings"]:
         time[row["family"]].append((row["seconds_per_image"], row[metric], row["sampling"]))
     draw_series(time, plots["time"], x="seconds per image", y=metric, lines=False)
-    page = folder / "report.html"
-    checkpoint.write_file(
-        page, write_page(report, page, samples=samples, plots=plots, class_names=class_names)
-    )
+    page = write_page(report, samples=samples, plots=plots, class_names=class_names)
+    checkpoint.write_file(folder / "report.html", page)
 
 
 def _write_row(images: numpy.ndarray, file: Path) -> None:

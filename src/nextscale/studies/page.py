@@ -48,14 +48,13 @@ Classes: {classes}.</p>
 
 
 def write_page(
-    report: dict[str, Any], file: Path, *, samples: dict[str, Path], plots: dict[str, Path],
+    report: dict[str, Any], *, samples: dict[str, Path], plots: dict[str, Path],
     class_names: tuple[str, ...],
 ) -> str:  # fmt: skip
     """The page of a report.
 
     Args:
         report: of `nextscale.studies.report.build_report`.
-        file: where it will lie; named in its title.
         samples: by family a PNG of its samples.
         plots: PNGs by name: ``compute`` and ``time``.
         class_names: of the samples, in their order.
@@ -66,7 +65,7 @@ def write_page(
     )
     setting, reference = report["times"]["setting"], report["reference"]
     return _PAGE.format(
-        title=html.escape(f"{', '.join(report['families'])}: compared by {file.stem}"),
+        title=html.escape(" | ".join(report["families"])),
         warnings="".join(f"<p><b>Warning:</b> {html.escape(text)}</p>" for text in report["warnings"]),
         classes=html.escape(", ".join(class_names)), samples=rows, figures=_figures(report),
         few=report["settings"]["few_samples"], compute=_embedded(plots["compute"]),
@@ -74,7 +73,8 @@ def write_page(
         batch=max(report["settings"]["timing_batches"]), samplings=_samplings(report),
         reference=html.escape(
             f"{reference['count']} {reference['kind']} images of {reference['source']} "
-            f"({reference['features']} features, weights {str(report['features_digest'])[:12]}; {reference['preprocessing']})"
+            f"({reference['features']} features, weights {str(report['features_digest'])[:12]}; "
+            f"{reference['preprocessing']})"
         ),
         machine=html.escape(f"{setting['device']}, {setting['threads']} threads, {setting['machine']}"),
         versions=html.escape(", ".join(f"{name} {value}" for name, value in report["versions"].items())),

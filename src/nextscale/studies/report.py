@@ -39,22 +39,25 @@ class Row:
     winner: str = ""
 
 
-def decided(row: Row) -> Row:
-    """The row with its winner: the best family, or why there is none."""
+def decided(row: Row, *, doubt: str = "") -> Row:
+    """The row with its winner: the best family, or why there is none.
+
+    Args:
+        row: without a winner.
+        doubt: what to add where there are no intervals.
+    """
     known = {name: value for name, value in row.values.items() if value.value is not None}
     if not row.better or len(known) < 2:
         return row
     sign = 1 if row.better == "less" else -1
     first, second, *_ = sorted(known, key=lambda name: sign * (known[name].value or 0.0))
     best, next_best = known[first], known[second]
-    winner = first
+    winner = first + doubt
     if best.value == next_best.value:
         winner = "equal"
-    elif None not in (best.low, best.high, next_best.low, next_best.high):
-        assert best.low is not None and best.high is not None
-        assert next_best.low is not None and next_best.high is not None
-        if best.low <= next_best.high and next_best.low <= best.high:
-            winner = f"not clear ({first}, intervals overlap)"
+    elif not (best.low is None or best.high is None or next_best.low is None or next_best.high is None):
+        overlap = best.low <= next_best.high and next_best.low <= best.high
+        winner = f"not clear ({first}, intervals overlap)" if overlap else first
     return Row(row.name, row.meaning, row.values, row.better, winner)
 
 
@@ -80,13 +83,14 @@ def build_report(
     """
     mains = {name: of["main"] for name, of in scores.items()}
     any_main = next(iter(mains.values()))
-    warnings = [f"{name}: {text}" for name, of in scores.items() for text in of["main"]["warnings"]]
-    rows = [
-        *_quality_rows(study, scores, mains, metric), *_time_rows(study, plans, times), *_cost_rows(plans)
+    warnings = list(dict.fromkeys(text for main in mains.values() for text in main["warnings"]))
+    quality = [
+        decided(row, doubt=" (no interval)") for row in _quality_rows(study, scores, mains, metric)
     ]  # fmt: skip
+    rows = [*quality, *(decided(row) for row in (*_time_rows(study, plans, times), *_cost_rows(plans)))]
     return {
         "command": command, "metric": metric, "families": [plan.name for plan in plans],
-        "rows": [asdict(decided(row)) for row in rows],
+        "rows": [asdict(row) for row in rows],
         "samplings": _samplings(study, plans, scores, times, metric),
         "looks": {
             name: [
