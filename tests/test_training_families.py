@@ -17,7 +17,7 @@ from nextscale.cli import main
 from nextscale.config import build
 from nextscale.convert import to_released
 from nextscale.data.loader import Batch, evaluation_batches
-from nextscale.evaluate.denoising import denoising_scores, validation_times
+from nextscale.evaluate.denoising import denoising_scores, validation_key, validation_times
 from nextscale.evaluate.prediction import prediction_scores
 from nextscale.generate.settings import ModelSettings, SamplingSettings
 from nextscale.pixels import to_model
@@ -125,9 +125,13 @@ def test_diffusion_scores_are_the_same_lessons_every_time(home: Path) -> None:
     assert scores["loss"] == pytest.approx(numpy.mean(quarters)) and len(set(quarters)) == 4
     make_loud(task.module)
     assert denoising_scores(task.tokenizer, task.module, source)["loss"] != pytest.approx(scores["loss"])
-    all_times = numpy.stack([validation_times(place) for place in range(1000)])
-    assert (all_times // 250 == [0, 1, 2, 3]).all()
-    assert len(numpy.unique(all_times)) > 900  # evenly over all times
+    images = numpy.random.default_rng(0).integers(0, 256, (900, 2, 2, 3), dtype=numpy.uint8)
+    keys = [validation_key(image) for image in images]
+    assert len(set(keys)) == 900 and min(keys) >= 2**48  # beyond those of training
+    all_times = numpy.stack([validation_times(key) for key in keys])
+    assert (all_times // 250 == [0, 1, 2, 3]).all() and len(numpy.unique(all_times)) > 900
+    part = denoising_scores(task.tokenizer, task.module, source, limit=1)
+    assert part["loss"] != pytest.approx(scores["loss"], rel=1e-3)
 
 
 # what is refused

@@ -12,18 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nextscale.generate.generator import Generator, Preview, Result
+    from nextscale.prior.diffusion import DiffusionPrior
     from nextscale.prior.next_scale import NextScalePrior
+    from nextscale.prior.next_token import NextTokenPrior
     from nextscale.scales import ScaleSchedule
     from nextscale.tokenizer.model import Tokenizer
 
 __version__ = version("nextscale")
-__all__ = ["Generator", "NextScalePrior", "Preview", "Result", "ScaleSchedule", "Tokenizer", "__version__"]
+__all__ = [
+    "DiffusionPrior", "Generator", "NextScalePrior", "NextTokenPrior", "Preview", "Result", "ScaleSchedule",
+    "Tokenizer", "__version__",
+]  # fmt: skip
 
 _HOMES = {
     "Generator": "generate.generator",
     "Preview": "generate.generator",
     "Result": "generate.generator",
+    "DiffusionPrior": "prior.diffusion",
     "NextScalePrior": "prior.next_scale",
+    "NextTokenPrior": "prior.next_token",
     "ScaleSchedule": "scales",
     "Tokenizer": "tokenizer.model",
 }

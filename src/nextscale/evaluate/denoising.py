@@ -1,12 +1,15 @@
 """How well a diffusion prior guesses the noise in images it has not seen.
 
 Letters: B batch, Q quarters of the times, L latent cells, C channels.
-Special here: an image's place in the pass decides its noise and its four times, one in each quarter of the
-1000, so that two evaluations differ by the weights alone. The loss is comparable between diffusion priors
-of one tokenizer, not with the cross-entropy of the other families.
+Special here: an image's pixels decide its noise and its four times, one in each quarter of the 1000, so
+that two evaluations differ by the weights alone, whatever the batches, the processes or the number of
+images. The loss is comparable between diffusion priors of one tokenizer, not with the cross-entropy of the
+other families.
 """
 
 from __future__ import annotations
+
+import hashlib
 
 import numpy
 import torch
@@ -23,13 +26,17 @@ from nextscale.tokenizer.model import Tokenizer
 
 _QUARTERS = 4
 _VALIDATION = 1 << 48  # keys of training lie below
-_GOLDEN = 0.6180339887498949  # multiples of it fill [0, 1) evenly, however many there are
 
 
-def validation_times(place: int) -> numpy.ndarray:
-    """One time in each quarter for the image at this place of the pass: int64 (Q,)."""
+def validation_key(pixels_HWC: numpy.ndarray) -> int:
+    """What the random numbers of a validation image, uint8 (H, W, 3), are keyed by."""
+    return _VALIDATION | int.from_bytes(hashlib.sha256(pixels_HWC.tobytes()).digest()[:6])
+
+
+def validation_times(key: int) -> numpy.ndarray:
+    """One time in each quarter: int64 (Q,)."""
     span = NUM_TIMES // _QUARTERS
-    times: numpy.ndarray = numpy.arange(_QUARTERS) * span + int(place * _GOLDEN % 1 * span)
+    times: numpy.ndarray = numpy.arange(_QUARTERS) * span + key % span
     return times
 
 
@@ -59,9 +66,9 @@ def denoising_scores(
     ):
         with torch.autocast(device.type, enabled=False):
             clean_BLC = prior.standardise(tokenizer.features(to_model(pixels).to(device)))
-        places, shape = range(size, size + len(labels)), (_QUARTERS, *clean_BLC.shape[1:])
-        noise_BQLC = _stack([lesson_normals(_VALIDATION + place, shape) for place in places]).to(device)
-        times_BQ = _stack([validation_times(place) for place in places]).to(device)
+        keys, shape = [validation_key(image) for image in pixels], (_QUARTERS, *clean_BLC.shape[1:])
+        noise_BQLC = _stack([lesson_normals(key, shape) for key in keys]).to(device)
+        times_BQ = _stack([validation_times(key) for key in keys]).to(device)
         labels_B = torch.from_numpy(labels).to(device)
         for quarter in range(_QUARTERS):
             noise_BLC, times_B = noise_BQLC[:, quarter], times_BQ[:, quarter]

@@ -1,4 +1,4 @@
-"""What a prior costs, from its settings alone: parameters, and the arithmetic of one image.
+"""What a prior costs, from its settings alone: parameters, and the arithmetic of one image. No torch here.
 
 Letters: B batch, L tokens or cells, T tokens of one scale, V codes, C width of a code, D model width.
 Special here: only products of matrices count, two operations for a multiplication and an addition; all else
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from nextscale.prior.diffusion import TIME_DIM
 from nextscale.prior.settings import (
+    TIME_DIM,
     DiffusionSettings,
     NextTokenSettings,
     PriorSettings,

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.prior.layers import attend_to
-from nextscale.prior.settings import TransformerSettings
+from nextscale.prior.settings import TIME_DIM, TransformerSettings
 from nextscale.prior.transformer import Condition, Transformer
 from nextscale.scales import ScaleSchedule
 
-#: Width of the sines and cosines that tell the time, and the longest of their periods / 2 pi.
-TIME_DIM, _LONGEST = 256, 10_000
+_LONGEST = 10_000  # of the periods of the waves that tell the time, / 2 pi
 
 
 class DiffusionPrior(Transformer):

@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+#: Width of the sines and cosines that tell a diffusion prior the time; as in DiT.
+TIME_DIM = 256
+
 
 class TransformerSettings(BaseModel):
     """The blocks that all families share; all sizes follow from ``depth`` unless they are given (paper,
