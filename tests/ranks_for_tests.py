@@ -26,6 +26,7 @@ from images import MemorySource
 from models_for_tests import make_loud
 from nextscale.checkpoint import write_tensors
 from nextscale.distributed import Distributed, joined
+from nextscale.evaluate.moments import Moments
 from nextscale.train import loop as train_loop
 from nextscale.train.optimizer import build_optimizer, set_rates
 from nextscale.train.prior_task import PriorTask
@@ -211,6 +212,11 @@ def _during_loss(ranks: Distributed, number: int, action: Callable[[], Any] | No
         yield
 
 
+def moment_rows(rank: int) -> Tensor:
+    """Features of two images on the first rank, of five on the second."""
+    return torch.arange(4 + 6.0 * rank).sqrt().view(-1, 2) + 1000
+
+
 def exchange(_home: Path, out: Path, ranks: Distributed) -> None:
     """Every way of exchanging something, on its own."""
     found: dict[str, Any] = {"rank": ranks.rank, "world_size": ranks.world_size}
@@ -227,6 +233,9 @@ def exchange(_home: Path, out: Path, ranks: Distributed) -> None:
     found["agree"] = [ranks.agree(ranks.rank == 1), ranks.agree(False), ranks.agree(True)]
     found["gather"] = ranks.gather("é" * ranks.rank)
     found["of_first"] = ranks.of_first({"score": 0.1 + 0.2 * ranks.rank, "none": float("nan")})["score"]
+    seen = Moments(2)
+    seen.add(moment_rows(ranks.rank))
+    found["moments"] = {name: value.tolist() for name, value in seen.reduced(ranks).tensors().items()}
     found["errors"] = []
     for error in (ValueError("no images here"), OSError(28, "disk full"), KeyError("bug")):
         try:

@@ -61,7 +61,8 @@ def test_help_is_instant() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "data", "train", "tokenize", "sample", "reconstruct", "convert", "evaluate"]
+    "command",
+    ["demo", "data", "train", "tokenize", "sample", "reconstruct", "convert", "evaluate", "statistics"],
 )
 def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from features_for_tests import distance_of_rows
 from images import MemorySource
 from models_for_tests import VOCAB, divided_classifier, model_settings, random_generator
 from nextscale.data.loader import evaluation_batches
@@ -19,7 +20,6 @@ from nextscale.evaluate.similarity import psnr, ssim
 from nextscale.features.extractor import load_extractor
 from nextscale.pixels import to_model, to_uint8
 from nextscale.scales import ScaleSchedule
-from test_moments import distance_of_rows
 
 
 def test_usage_counts_each_scale_against_what_it_could_use() -> None:

@@ -17,7 +17,7 @@ def _results(count: int) -> list[dict[str, Any]]:
             "FD-CIFAR": {"value": 10.0 - i, "low": 9.0 - i, "high": 11.5 - i},
             "KID-CIFAR": {"value": 1.25, "std": 0.5},
             "recall-CIFAR": {"value": i / 10},
-        }}
+        }, "class_agreement": 0.5}
         for i in range(count)
     ]  # fmt: skip
 
@@ -56,10 +56,10 @@ def test_refused(given: list[str], message: str) -> None:
 def test_the_table() -> None:
     points = parse_sweeps(["guidance=1,2.5"])
     assert table(points, _results(2)).splitlines() == [
-        "| guidance | FD-CIFAR | KID-CIFAR | recall-CIFAR |",
-        "| --- | --- | --- | --- |",
-        "| 1 | 10 (9 to 11.5) | 1.25 ± 0.5 | 0 |",
-        "| 2.5 | 9 (8 to 10.5) | 1.25 ± 0.5 | 0.1 |",
+        "| guidance | FD-CIFAR | KID-CIFAR | recall-CIFAR | class agreement |",
+        "| --- | --- | --- | --- | --- |",
+        "| 1 | 10 (9 to 11.5) | 1.25 ± 0.5 | 0 | 0.5 |",
+        "| 2.5 | 9 (8 to 10.5) | 1.25 ± 0.5 | 0.1 | 0.5 |",
     ]
 
 

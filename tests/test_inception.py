@@ -45,12 +45,12 @@ def test_the_layout_is_the_published_one() -> None:
 def test_the_outputs_are_those_of_the_other_implementation(case: str, network: InceptionFID) -> None:
     golden = {name.partition(".")[2]: v for name, v in golden_outputs().items() if name.startswith(case)}
     outputs = network(golden["images"])
-    assert deviation(outputs["pool"], golden["2048"]) < 2e-6
-    assert deviation(outputs["logits_unbiased"], golden["logits_unbiased"]) < 2e-6
-    assert deviation(outputs["logits_unbiased"] + network.fc.bias, golden["logits"]) < 2e-6
+    assert deviation(outputs["pool"], golden["2048"]) < 1e-5
+    assert deviation(outputs["logits_unbiased"], golden["logits_unbiased"]) < 1e-5
+    assert deviation(outputs["logits_unbiased"] + network.fc.bias, golden["logits"]) < 1e-5
     maps = dict(network.maps(golden["images"]))
     for name, stage in STAGES.items():
-        assert deviation(maps[stage].mean(dim=(2, 3)), golden[name]) < 2e-6
+        assert deviation(maps[stage].mean(dim=(2, 3)), golden[name]) < 1e-5
     cells = maps["Mixed_6d"].permute(0, 2, 3, 1)[..., :7]  # the order in which TensorFlow flattens
     assert cells.shape == (2, 17, 17, 7)
     assert torch.equal(outputs["spatial"], cells.reshape(2, 2023))
@@ -86,9 +86,9 @@ def test_the_extractor(weights_file: Path, network: InceptionFID) -> None:
     assert {name: value.shape[1] for name, value in seen.items()} == {
         "pool": 2048, "spatial": 2023, "logits_unbiased": 1008,
     }  # fmt: skip
-    assert deviation(seen["pool"], network(images)["pool"]) < 2e-6
+    assert deviation(seen["pool"], network(images)["pool"]) < 1e-5
     alone = extractor(numpy.ascontiguousarray(images.permute(0, 2, 3, 1).numpy()[1:]))
-    assert deviation(alone["pool"], seen["pool"][1:]) < 2e-6
+    assert deviation(alone["pool"], seen["pool"][1:]) < 1e-5
 
 
 def test_other_files_are_refused(weights_file: Path, tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import numpy
 import pytest
@@ -10,39 +13,10 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from features_for_tests import DIM, distance_of_rows, features, largest_relative, moments
 from nextscale.distributed import Distributed
 from nextscale.evaluate.frechet import frechet_distance, root
 from nextscale.evaluate.moments import Moments
-from ranks_for_tests import free_port
-
-DIM = 6
-
-
-def features(count: int, dim: int = DIM, seed: int = 0) -> Tensor:
-    """Correlated features whose means differ."""
-    numbers = torch.Generator().manual_seed(seed)
-    mix = torch.randn(dim, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-    drawn = torch.randn(count, dim, dtype=torch.float64, generator=numbers)
-    return drawn @ mix + torch.arange(dim) + seed
-
-
-def moments(rows: Tensor, batch: int = 64) -> Moments:
-    found = Moments(rows.shape[1])
-    for part in rows.split(batch):
-        found.add(part)
-    return found
-
-
-def largest_relative(given: Tensor, expected: Tensor) -> float:
-    return float((given - expected).abs().max() / expected.abs().max())
-
-
-def distance_of_rows(a: Tensor, b: Tensor) -> float:
-    """From the rows themselves: the singular values of X1 X2^T are the roots, whatever the rank."""
-    shift = a.mean(0) - b.mean(0)
-    one, other = ((rows - rows.mean(0)) / (len(rows) - 1) ** 0.5 for rows in (a, b))
-    shared = numpy.linalg.svd((one @ other.T).numpy(), compute_uv=False).sum()
-    return float(shift.square().sum() + one.square().sum() + other.square().sum() - 2 * shared)
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-4])
@@ -77,33 +51,36 @@ def test_merging_is_adding_and_changes_neither() -> None:
     assert parts[0].count == 20 and torch.equal(parts[0].covariance_DD, before)
 
 
-def _one_of(rank: int, world_size: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
-    )
-    rows = features(50) * 1e-3 + 1e3
-    mine = moments(rows[rank:40:world_size] if rank < 2 else rows[40:])  # ranks of different sizes
-    if world_size == 2:
-        mine = moments(rows) if rank == 0 else Moments(DIM)  # one that has seen nothing
-    whole = mine.reduced(Distributed(rank, world_size, torch.device("cpu")))
-    torch.save(whole.tensors(), Path(folder) / f"{world_size}-{rank}.pt")
-    torch.distributed.destroy_process_group()
+class _Threads:
+    """Ranks that are threads of this process: sums in the order of ranks, as an exchange gives them."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size, self.given = world_size, [[] for _ in range(world_size)]  # type: ignore[var-annotated]
+        self.barrier = threading.Barrier(world_size, timeout=60)
+
+    def __call__(self, rank: int) -> Any:
+        return SimpleNamespace(world_size=self.world_size, sum_=lambda tensors: self._sum_(rank, tensors))
+
+    def _sum_(self, rank: int, tensors: list[Tensor]) -> None:
+        self.given[rank] = [tensor.clone() for tensor in tensors]
+        self.barrier.wait()
+        for index, tensor in enumerate(tensors):
+            tensor.copy_(sum(given[index] for given in self.given))
+        self.barrier.wait()
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_processes_find_the_moments_of_all_rows(world_size: int, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_one_of, (world_size, free_port(), str(tmp_path)), nprocs=world_size)
-    found = [torch.load(tmp_path / f"{world_size}-{rank}.pt") for rank in range(world_size)]
+@pytest.mark.parametrize("sizes", [(50,), (50, 0), (20, 30), (1, 9, 40), (0, 0, 50)], ids=str)
+def test_processes_find_the_moments_of_all_rows(sizes: tuple[int, ...]) -> None:
     rows = features(50) * 1e-3 + 1e3
-    if world_size == 3:
-        rows = torch.cat([rows[0:40:3], rows[1:40:3], rows[40:]])
-    for tensors in found:
-        assert int(tensors["count"]) == len(rows)
-        assert largest_relative(tensors["mean_D"], moments(rows).mean_D) < 1e-14
-        assert largest_relative(tensors["covariance_DD"], moments(rows).covariance_DD) < 1e-10
-        for name, value in tensors.items():
-            assert torch.equal(value, found[0][name])
+    parts = [moments(part) for part in rows.split(list(sizes))]
+    ranks = _Threads(len(sizes))
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        found = list(pool.map(lambda rank: parts[rank].reduced(ranks(rank)), range(len(sizes))))
+    for whole, part, size in zip(found, parts, sizes, strict=True):
+        assert (whole.count, part.count) == (50, size)
+        assert largest_relative(whole.mean_D, moments(rows).mean_D) < 1e-14
+        assert largest_relative(whole.covariance_DD, moments(rows).covariance_DD) < 1e-10
+        assert torch.equal(whole.covariance_DD, found[0].covariance_DD)
 
 
 def test_what_is_refused() -> None:

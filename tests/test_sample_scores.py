@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from features_for_tests import features, moments
 from nextscale.evaluate import precision_recall as neighbours
 from nextscale.evaluate.bootstrap import frechet_interval
 from nextscale.evaluate.frechet import frechet_distance
 from nextscale.evaluate.inception_score import inception_score
 from nextscale.evaluate.kernel_distance import kernel_distance
 from nextscale.evaluate.precision_recall import precision_recall
-from test_moments import features, moments
 
 
 def _score_by_definition(logits: numpy.ndarray) -> float:

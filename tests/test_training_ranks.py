@@ -20,6 +20,7 @@ import ranks_for_tests
 from models_for_tests import write_pictures
 from nextscale.checkpoint import read_tensors
 from nextscale.data.loader import places_of_step
+from nextscale.evaluate.moments import Moments
 from nextscale.train.logs import read_log
 from ranks_for_tests import ALONE, finish, free_port, launch, rank_environment, start
 from runs_for_tests import STEPS, make_home, tiny_run, train_quietly
@@ -198,6 +199,12 @@ def test_each_way_of_exchanging(home: Path) -> None:
     assert first["sums"] == [[[4.0] * 3] * 2, 21, doubled, [], [0.1 + 0.2]]
     assert first["first"] == [[0.0, 3.0]] and first["agree"] == [True, False, True]
     assert first["gather"] == ["", "é"] and first["of_first"] == 0.1
+    whole = Moments(2)
+    whole.add(torch.cat([ranks_for_tests.moment_rows(rank) for rank in (0, 1)]))
+    assert first["moments"]["count"] == 7
+    assert first["moments"]["mean_D"] == pytest.approx(whole.mean_D.tolist(), rel=1e-14)
+    covariance = torch.tensor(first["moments"]["covariance_DD"], dtype=torch.float64)
+    assert torch.allclose(covariance, whole.covariance_DD, rtol=1e-10, atol=0)
     assert first["errors"] == [
         "SharedError: no images here", "SharedError: [Errno 28] disk full",
         "SharedBug: rank 1 failed: KeyError('bug')",

@@ -15,6 +15,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+    if options.resamples == 1:
+        raise ValueError("--resamples 1 gives no interval: give 0 for none, or some hundred")
     if options.reference is None:
         evaluate_alone.run(options)
         return

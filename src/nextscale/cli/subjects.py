@@ -129,7 +129,9 @@ def _given_images(options: argparse.Namespace) -> Subject:
     ), "images that are there already")  # fmt: skip
     if not Path(options.model).exists() and "/" not in options.model and "*" not in options.model:
         find_model(options.model)  # names the nearest model
-    images = open_images(options.model, limit=options.limit)
+    # labels of an .npz are numbers; whoever demands agreement says that they are the classifier's
+    names = load_classifier().settings.class_names if options.class_agreement else None
+    images = open_images(options.model, limit=options.limit, class_names=names)
     if images.count < 2:
         raise ValueError(f"{options.model} holds {images.count} images: give at least 2 to score")
     warnings = []
@@ -176,17 +178,16 @@ def find_classifier(
     classifier = load_classifier()
     names, side = classifier.settings.class_names, classifier.settings.image_size
     fits = images.class_names == names and images.image_size == (side, side)
+    if demanded and images.labels is None:
+        raise ValueError("--class-agreement needs labels: the images have none")
     if demanded and not fits:
-        if images.labels is None:
-            raise ValueError("--class-agreement needs labels: the images have none")
-        if images.image_size != (side, side) or images.class_names is not None:
-            raise ValueError(
-                f"--class-agreement: the bundled classifier knows {side} x {side} pixels of "
-                f"{', '.join(names)}, given {images.image_size[0]} x {images.image_size[1]} pixels of "
-                f"{', '.join((images.class_names or ())[:5])}: leave it out"
-            )
-        check_labels(images.labels, len(names), where="the .npz file")  # numbers alone: taken at their word
-        images.class_names, fits = names, True
+        raise ValueError(
+            f"--class-agreement: the bundled classifier knows {side} x {side} pixels of "
+            f"{', '.join(names)}, given {images.image_size[0]} x {images.image_size[1]} pixels of "
+            f"{', '.join((images.class_names or ())[:5])}: leave it out"
+        )
+    if demanded and images.labels is not None:
+        check_labels(images.labels, len(names), where="the file of images")
     if (
         demanded
         and reference_classes is not None

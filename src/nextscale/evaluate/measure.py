@@ -53,8 +53,7 @@ class Looker:
         original = rows.pop("original", None)
         seen = self.extractor(pixels)
         rows |= {name: seen[name].cpu().numpy() for name in _KEPT_OUTPUTS if name in seen}
-        if self.classifier is not None:
-            assert self.images.labels is not None
+        if self.classifier is not None and self.images.labels is not None:
             device = next(self.classifier.parameters()).device
             guesses = self.classifier.assign(to_model(pixels).to(device)).cpu().numpy()
             rows["agreed"] = (guesses == self.images.labels[indices.start : indices.stop]).astype(numpy.uint8)

@@ -53,15 +53,18 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, numpy.ndarray]:
 class NpzImages:
     """Images uint8 (N, H, W, 3) under ``arr_0``, and labels under ``arr_1`` where there are some.
 
+    Args:
+        path: of the file.
+        class_names: of the labels, which are numbers there; None: unknown.
+
     Raises:
         ValueError: no such arrays, another type or shape, or pickled objects.
     """
 
-    class_names: tuple[str, ...] | None = None  #: the file knows numbers only
     preprocessing = "none: uint8 arrays from a file"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, class_names: tuple[str, ...] | None = None) -> None:
+        self.path, self.class_names = path, class_names
         names = names_in(path)
         if IMAGES not in names:
             raise ValueError(f"{path} holds no {IMAGES} but {', '.join(sorted(names)) or 'nothing'}: "

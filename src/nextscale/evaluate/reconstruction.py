@@ -56,7 +56,8 @@ def reconstruction_scores(
 ) -> dict[str, float]:  # fmt: skip
     """Over center crops of a source: means of the images' PSNR in dB, SSIM (left out where images are smaller
     than its window) and LPIPS (with its network), with an extractor the Fréchet distance of the
-    reconstructions from the originals (rFID, rFD-CIFAR and so on), and per scale the codes used and their share.
+    reconstructions from the originals (rFID, rFD-CIFAR and so on), and per scale the codes used and their
+    share.
 
     Args:
         tokenizer: in evaluation mode.

@@ -73,11 +73,20 @@ def point_name(point: Mapping[str, float]) -> str:
 
 def table(points: Sequence[Point], results: Sequence[Mapping[str, Any]]) -> str:
     """A row per point, a column per score, as Markdown."""
-    names = list(results[0]["scores"])
+    scores = [_scores(result) for result in results]
+    names = list(scores[0])
     rows = [[*points[0], *names], ["---"] * (len(points[0]) + len(names))]
-    for point, result in zip(points, results, strict=True):
-        rows.append([f"{value:g}" for value in point.values()] + [_cell(result["scores"][n]) for n in names])
+    for point, found in zip(points, scores, strict=True):
+        rows.append([f"{value:g}" for value in point.values()] + [_cell(found[name]) for name in names])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _scores(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that there is one number of."""
+    agreement = (
+        {"class agreement": {"value": result["class_agreement"]}} if "class_agreement" in result else {}
+    )
+    return {**result["scores"], **agreement}
 
 
 def _cell(score: Mapping[str, Any]) -> str:
@@ -102,7 +111,8 @@ def draw_sweep(points: Sequence[Point], results: Sequence[Mapping[str, Any]], pi
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    axis_name, names = next(iter(points[0])), list(results[0]["scores"])
+    found = [_scores(result) for result in results]
+    axis_name, names = next(iter(points[0])), list(found[0])
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(
@@ -111,7 +121,7 @@ def draw_sweep(points: Sequence[Point], results: Sequence[Mapping[str, Any]], pi
     for axis, name in zip(axes.flat, names, strict=False):
         for others, members in _lines(points, axis_name).items():
             xs = [points[i][axis_name] for i in members]
-            scores = [results[i]["scores"][name] for i in members]
+            scores = [found[i][name] for i in members]
             (line,) = axis.plot(xs, [score["value"] for score in scores], marker=".", label=others or None)
             if "low" in scores[0]:
                 low, high = ([score[end] for score in scores] for end in ("low", "high"))

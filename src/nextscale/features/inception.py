@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nextscale import checkpoint
 from nextscale.features.weights import read_weights
 
-IMAGE_SIZE, POOL_DIM, SPATIAL_DIM, NUM_LOGITS = 299, 2048, 7 * 17 * 17, 1008
+IMAGE_SIZE, POOL_DIM, NUM_LOGITS = 299, 2048, 1008
 
 #: A convolution: channels, kernel height, kernel width.
 Layer = tuple[int, int, int]
