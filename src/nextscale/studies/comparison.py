@@ -63,7 +63,7 @@ def run_comparison(
         raise ValueError("a comparison works in one process: start it without torchrun")
     ranks = Distributed(0, 1, choose_device(device))
     voice, plans = Voice(device, say, progress), plan_families(study, folder)
-    with claimed_folder(folder, _description(study, plans)):
+    with claimed_folder(folder, _description(study)):
         for line in describe_families(plans):
             say(line)
         source, size = training_images(study), plans[0].image_size
@@ -80,13 +80,14 @@ def run_comparison(
     return report
 
 
-def _description(study: ComparisonStudy, plans: Sequence[Plan]) -> dict[str, Any]:
-    """What must stay the same; ways to sample and numbers of samples may change."""
-    return {
-        "study": "compare", "data": study.data.model_dump(mode="json"), "features": study.features,
-        "looks": study.looks, "first": study.families[0].prior.loop.num_steps,
-        "families": [plan.name for plan in plans],
-    }  # fmt: skip
+def _description(study: ComparisonStudy) -> dict[str, Any]:
+    """What must stay the same; ways to sample, numbers of samples and times may change."""
+    families = {
+        family.name: family.model_dump(mode="json", include={"tokenizer", "prior"})
+        for family in study.families
+    }
+    kept = study.model_dump(mode="json", include={"data", "features", "weights", "looks"})
+    return {"study": "compare", "families": families, **kept}
 
 
 def _write_pictures_and_page(

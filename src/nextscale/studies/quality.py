@@ -6,6 +6,7 @@ of samples, so figures that are compared with one another are of equally many.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -136,12 +137,19 @@ def _score(scorer: Scorer, generator: Generator, way: Sampled, count: int, place
     prior = generator.settings.prior
     assert prior is not None
     sampling = generator.settings.sampling.known_to(prior.kind) | way.given
-    description = {"samples": {"count": count, "first_seed": 0, "sampling": sampling}}
+    asked = {"samples": {"count": count, "first_seed": 0, "sampling": sampling}}
+    _claim(place, asked["samples"])
     samples = Samples(generator, count=count, first_seed=0, sampling=way.given)
-    result = scorer(samples, description=description, folder=place, name=str(place.name))
-    if result["samples"] != description["samples"]:
+    return scorer(samples, description=asked, folder=place, name=place.name)
+
+
+def _claim(place: Path, asked: dict[str, Any]) -> None:
+    """Note what a folder's scores are of, before the first of them: parts of others must not get in."""
+    note = place / "samples.json"
+    if not note.is_file():
+        checkpoint.write_json(note, asked)
+    elif (noted := json.loads(note.read_text())) != asked:
         raise ValueError(
-            f"{place} holds scores of {result['samples']}, not of {description['samples']}: give the "
-            "sampling another name, the study another --out, or remove that folder"
+            f"{place} holds scores of {noted}, not of {asked}: give the sampling another name, the study "
+            "another --out, or remove that folder"
         )
-    return result
