@@ -61,6 +61,8 @@ def tiny_run(kind: str, home: Path, **loop: Any) -> Run:
         }
         if kind != "prior":
             prior["kind"] = kind
+        if kind == "diffusion":
+            common["sampling"] = {"num_steps": 4}
         tokenizer_from = home / ("one-scale" if kind == "next_token" else "given")
         return PriorRun(tokenizer_from=str(tokenizer_from), prior=prior, **common)
     common["data"] |= {"enlarge": 1.0}
