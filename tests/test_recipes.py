@@ -18,7 +18,7 @@ from nextscale.features.classifier import Classifier
 from nextscale.generate.folder import build_prior
 from nextscale.generate.settings import ModelSettings
 from nextscale.prior.cost import Cost, cost
-from nextscale.recipes import STAGES, read_recipe, recipe_names
+from nextscale.recipes import STAGES, STUDIES, read_recipe, recipe_names
 from nextscale.scales import PRESETS
 from nextscale.tokenizer.model import Tokenizer
 from nextscale.train.schedules import learning_rate
@@ -26,7 +26,10 @@ from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
 
 HOME = Path(recipes.__file__).parent
 ALL = [
-    (name, stage) for name in recipe_names() for stage in tomllib.loads((HOME / f"{name}.toml").read_text())
+    (name, stage)
+    for name in recipe_names()
+    for stage in tomllib.loads((HOME / f"{name}.toml").read_text())
+    if stage not in STUDIES
 ]
 IMAGENET = [
     name for name in recipe_names() if name.startswith("imagenet256") or name.startswith("imagenet512")

@@ -12,7 +12,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -25,8 +25,9 @@ def setting_paths(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
     """
     for name, field in model.model_fields.items():
         nested = _nested(field.annotation)
-        if not nested:
+        if not nested or get_origin(field.annotation) in (tuple, list):
             yield prefix + name, field.description or ""
+            continue
         paths = [item for choice in nested for item in setting_paths(choice, f"{prefix}{name}.")]
         yield from dict(paths).items()
 
@@ -104,6 +105,8 @@ def _place(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
             at_choice = False
             continue
         path.append(str(part))
+        if isinstance(part, int):  # a place in a list
+            continue
         fields = [choice.model_fields[str(part)] for choice in chosen if part in choice.model_fields]
         chosen = [choice for field in fields[:1] for choice in _nested(field.annotation)]
         at_choice = len(chosen) > 1

@@ -15,6 +15,7 @@ from nextscale.cli.scoring_options import (
     add_neighbours_options,
     add_statistics_options,
 )
+from nextscale.cli.study_options import add_study_options
 
 #: A command: its exit code, or nothing when all went well.
 Run = Callable[[argparse.Namespace, Sequence[str]], int | None]
@@ -73,7 +74,7 @@ def build_parser() -> Parser:
 
     for add_command in (
         _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_reconstruct, _add_convert,
-        _add_evaluate, _add_statistics, _add_likelihood, _add_neighbours,
+        _add_evaluate, _add_statistics, _add_likelihood, _add_neighbours, _add_scaling, _add_compare,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -231,6 +232,20 @@ def _add_neighbours(add: AddCommand) -> None:
     neighbours = add("neighbours", "Look for training images that a model repeats.", "neighbours")
     add_neighbours_options(neighbours)
     _add_sampling(neighbours)
+
+
+def _add_scaling(add: AddCommand) -> None:
+    scaling = add(
+        "scaling", "Train a ladder of sizes and fit how the loss falls; run again to go on.", "scaling"
+    )
+    add_study_options(scaling, "scaling.json and scaling.png", "--run.data.source my-pictures")
+
+
+def _add_compare(add: AddCommand) -> None:
+    compare = add(
+        "compare", "Train families alike, score and time them, and report; run again to go on.", "compare"
+    )
+    add_study_options(compare, "report.html and report.json", "--data.source my-pictures")
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:

@@ -1,11 +1,14 @@
-"""Runs as data: one TOML file per recipe, a table per stage (``tokenizer``, ``prior``, ``classifier``)."""
+"""Runs as data: one TOML file per recipe, a table per stage (``tokenizer``, ``prior``, ``classifier``) or for
+a study (``scaling``, ``compare``).
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from nextscale.config import read_toml
+from nextscale.config import merge, read_toml
+from nextscale.studies.settings import ComparisonStudy, ScalingStudy
 from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
 
 _HOME = Path(__file__).parent
@@ -15,6 +18,12 @@ STAGES: dict[str, type[TokenizerRun] | type[PriorRun] | type[ClassifierRun]] = {
     "tokenizer": TokenizerRun,
     "prior": PriorRun,
     "classifier": ClassifierRun,
+}
+
+#: The settings class of each kind of study.
+STUDIES: dict[str, type[ScalingStudy] | type[ComparisonStudy]] = {
+    "scaling": ScalingStudy,
+    "compare": ComparisonStudy,
 }
 
 
@@ -37,3 +46,34 @@ def read_recipe(recipe: str, stage: str) -> dict[str, Any]:
         raise ValueError(f"{path}: {stage} is {stages[stage]!r}: expected a table [{stage}]")
     tree: dict[str, Any] = stages[stage]
     return tree
+
+
+def read_study(recipe: str, kind: str) -> dict[str, Any]:
+    """A study of a recipe. A family may name recipes in place of settings.
+
+    ``recipe`` gives its prior, and its tokenizer where that recipe trains one; ``tokenizer_recipe`` gives a
+    tokenizer to train. What the family says itself counts more.
+
+    Raises:
+        ValueError: as of `read_recipe`.
+    """
+    tree = read_recipe(recipe, kind)
+    families = tree.get("families")
+    if not isinstance(families, list):
+        return tree
+    return {**tree, "families": [_family(item) if isinstance(item, dict) else item for item in families]}
+
+
+def _family(given: dict[str, Any]) -> dict[str, Any]:
+    own = {name: value for name, value in given.items() if name not in ("recipe", "tokenizer_recipe")}
+    base: dict[str, Any] = {}
+    if "recipe" in given:
+        base["prior"] = read_recipe(given["recipe"], "prior")
+        if not base["prior"].get("tokenizer_from"):
+            base["tokenizer"] = read_recipe(given["recipe"], "tokenizer")
+    if "tokenizer_recipe" in given:
+        base["tokenizer"] = read_recipe(given["tokenizer_recipe"], "tokenizer")
+        base["prior"] = {**base.get("prior", {}), "tokenizer_from": ""}
+    if own.get("prior", {}).get("tokenizer_from"):
+        base.pop("tokenizer", None)
+    return merge(base, own)

@@ -1,0 +1,1 @@
+"""Whole trainings and measurements: scaling, comparison of families."""
