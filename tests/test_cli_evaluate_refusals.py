@@ -142,7 +142,7 @@ def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (f"evaluate model --data test {FROM_TEST} --num-samples 5",
          "--num-samples has no effect with --data"),
         (f"evaluate model --data test {FROM_TEST} --seed 5", "--seed has no effect on reconstructions"),
-        (f"evaluate half --data test {FROM_TEST} --lpips-weights v --lpips-heads h", "v is not a file"),
+        (f"evaluate half --data test {FROM_TEST} --lpips-weights v --lpips-heads h", "h is not a file"),
         (f"evaluate half --data test {FROM_TEST} --lpips-heads v", "--lpips-heads belong together"),
         (f"{SAMPLES} --batch 0", "--batch 0 must be at least 1"),
         (f"{SAMPLES} --resamples -1", "--resamples -1 must be at least 0"),
