@@ -82,7 +82,6 @@ def test_more_candidates_score_higher(generator: Generator) -> None:
         ({"candidates": 0}, "candidates 0 and batch_size 50 must be at least 1"),
         ({"score": lambda images, _: images.mean(dim=(1, 2, 3)) / 0}, "no finite number"),
     ],
-    ids=str,
 )
 def test_what_is_refused(generator: Generator, change: dict[str, Any], message: str) -> None:
     call = {"labels": [1, 2], "seeds": [3, 4], "candidates": 2, "score": _brightness, **change}

@@ -10,8 +10,9 @@ from torch import nn
 
 from memory_for_tests import saved_bytes
 from nextscale.evaluate.prediction import token_scores
-from nextscale.prior.next_scale import NextScalePrior, drop_path_factors
+from nextscale.prior.next_scale import NextScalePrior
 from nextscale.prior.settings import PriorSettings
+from nextscale.prior.transformer import drop_path_factors
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.model import Tokenizer
 from nextscale.tokenizer.settings import QuantizerSettings, TokenizerSettings
