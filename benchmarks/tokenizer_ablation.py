@@ -27,7 +27,7 @@ _ADVERSARIAL = "--losses.adversarial 0.1 --discriminator.start 0.2 --discriminat
 _EMA, _ROTATION, _DROPOUT = "--codes.ema_decay 0.99", "--codes.gradient rotation", "--codes.scale_dropout 0.1"
 _PERCEPTUAL = "--losses.perceptual 0.1"
 
-#: Name of a row -> what it changes in the recipe, which resets dead codes and has nothing else.
+#: Name of a row -> what it adds to the recipe without its running means: dead codes are reset, nothing else.
 ROWS = {
     "plain": "--losses.reset_after 0",
     "reset": "",
@@ -66,7 +66,7 @@ def _scores(name: str, options: argparse.Namespace) -> dict[str, float]:
     if kept.exists():
         scores: dict[str, float] = json.loads(kept.read_text())
         return scores
-    common = f"--loop.num_steps {options.steps} --loop.evaluate_every {options.steps}"
+    common = f"--codes.ema_decay 0 --loop.num_steps {options.steps} --loop.evaluate_every {options.steps}"
     changes = merge(
         parse_overrides(f"{common} {ROWS[name]}".split(), TokenizerRun),
         {"data": {"source": options.source, "validation": options.validation}},
