@@ -58,7 +58,10 @@ def test_samples_against_training_images(here: Path, capsys: Capture) -> None:
     }  # fmt: skip
     assert result["samples"] == {
         "count": 25, "first_seed": 3, "last_seed": 27,
-        "sampling": {"guidance": 1.0, "top_k": 5, "top_p": 1.0, "temperature": 1.0},
+        "sampling": {
+            "guidance": 1.0, "top_k": 5, "top_p": 1.0, "temperature": 1.0, "num_unguided_scales": 0,
+            "ssg": 0.0,
+        },
     }  # fmt: skip
     assert len(result["model"]["digest"]) == 64 and set(result["class_agreement_per_class"]) == set(CLASSES)
     assert (result["reference"]["kind"], result["reference"]["count"]) == ("training", 30)

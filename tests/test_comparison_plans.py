@@ -30,7 +30,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_steps_come_nearest_to_the_budget() -> None:
-    of_prior = Cost(parameters=1, forward_flops=10)  # 30 in training
+    of_prior = Cost(parameters=1, forward_flops=10, block_flops=8)  # 30 in training
     assert steps_for(30 * 4 * 100, of_prior, batch_size=4) == 100
     assert steps_for(30 * 4 * 100 + 59, of_prior, batch_size=4) == 100
     assert steps_for(30 * 4 * 100 + 61, of_prior, batch_size=4) == 101

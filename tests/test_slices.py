@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,8 @@ from torch.distributed import fsdp
 from models_for_tests import model_settings, prior_settings, random_generator
 from nextscale.checkpoint import write_json, write_tensors
 from nextscale.distributed import Distributed
-from nextscale.train.estimate import describe
+from nextscale.train.estimate import Estimate, describe
+from nextscale.train.memory import Memory
 from nextscale.train.sharding import check_torch, own, own_rows, row_ends, weights_to_cut
 from nextscale.train.slices import Copies, SavedTensors, write_copies
 from runs_for_tests import tiny_run
@@ -110,9 +112,19 @@ def test_the_classifier_has_nothing_to_shard(tmp_path: Path) -> None:
 
 
 def test_an_estimate_says_what_is_divided() -> None:
-    numbers = {
-        "parameters": 1e9, "computed_bytes": 20e9, "cut_bytes": 19.5e9, "peak_bytes": 0.0,
-        "seconds_per_step": 1.0, "images_per_second": 1.0, "hours": 1.0,
-    }  # fmt: skip
-    assert describe(numbers)[2].startswith("of these, 19.50 GB are divided by the number of processes (loop.")
-    assert not any("divided" in line for line in describe({**numbers, "cut_bytes": 0.0}))
+    giga = 10**9
+    memory = Memory(
+        weights=4 * giga,
+        gradients=4 * giga,
+        moments=8 * giga,
+        average=4 * giga,
+        frozen=0,
+        copies=0,
+        activations=0,
+    )
+    found = Estimate(
+        num_parameters=giga, memory=memory, recompute=None, other_memory=memory, cut_bytes=19_500_000_000,
+        step_operations=0, peak_bytes=0, step_seconds=1.0, batch_size=1, num_steps=1,
+    )  # fmt: skip
+    assert describe(found)[2].startswith("of these, 19.50 GB are divided by the number of processes (loop.")
+    assert not any("divided" in line for line in describe(replace(found, cut_bytes=0)))

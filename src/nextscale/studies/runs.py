@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nextscale.train.logs import read_log
-from nextscale.train.run import train_run
+from nextscale.train.run import settings_that_decide, train_run
 from nextscale.train.run_folder import first_difference
 from nextscale.train.settings import PriorRun, TokenizerRun
 
@@ -49,9 +49,7 @@ def _finished(run: TokenizerRun | PriorRun, place: Path) -> bool:
     looks = {record["step"] for record in read_log(log) if record["kind"] == "evaluate"}
     if run.loop.num_steps not in looks:
         return False
-    wanted, recorded = run.model_dump(mode="json"), json.loads((place / "run.json").read_text())
-    del wanted["data"]["on_bad_image"]  # a run may go on with another one
-    difference = first_difference(wanted, recorded)
+    difference = first_difference(settings_that_decide(run), json.loads((place / "run.json").read_text()))
     if difference:
         raise ValueError(
             f"{place} holds a finished run, now asked for with {difference}: give the same settings, or "

@@ -136,14 +136,14 @@ def describe(found: Estimate) -> list[str]:
         f"parameters: {found.num_parameters:,}",
         f"memory: {memory.total / _GIGA:.2f} GB ({named}) ({known})",
     ]
-    if found.recompute is not None:
-        other = "false" if found.recompute else "true"
-        lines.append(f"memory with --recompute {other}: {found.other_memory.total / _GIGA:.2f} GB (computed)")
     if found.cut_bytes:
         lines.append(
             f"of these, {found.cut_bytes / _GIGA:.2f} GB are divided by the number of processes "
             "(loop.sharding full; at the start each holds all weights twice)"
         )
+    if found.recompute is not None:
+        other = "false" if found.recompute else "true"
+        lines.append(f"memory with --recompute {other}: {found.other_memory.total / _GIGA:.2f} GB (computed)")
     if found.peak_bytes:
         lines.append(f"memory at the peak, without the average: {found.peak_bytes / _GIGA:.2f} GB (measured)")
     if found.step_operations:

@@ -60,16 +60,14 @@ def train_run(
     with ranks.together():
         _check_processes(run, ranks)
         task, images = _task_of(run, folder, device=ranks.device, skipped=skipped, progress=progress)
-    description = run.model_dump(mode="json")
-    del description["data"]["on_bad_image"]  # a run that a bad image stopped may go on and skip it
+    description = settings_that_decide(run)
     if isinstance(task, PriorBase):  # another tokenizer in the same place would make it another run
         description["tokenizer_sha256"] = task.tokenizer_digest
     if isinstance(task, PriorTask) and task.cache is not None:
         description["tokens_sha256"] = task.cache.sha256
     if isinstance(task, TokenizerTask):
         description |= task.digests
-    sharding = description["loop"].pop("sharding")  # a run may go on sharded or not, as its processes are
-    _check_same(description | {"images": images, "loop.sharding": sharding}, ranks)
+    _check_same(description | {"images": images, "loop.sharding": run.loop.sharding}, ranks)
     with claimed_by_first(folder, description, ranks):
         if skipped is not None and ranks.is_first:
             skipped.keep_in(folder)
@@ -88,6 +86,14 @@ def train_run(
         if skipped is not None and skipped.names:
             _report(skipped.names, folder, say)
         return scores
+
+
+def settings_that_decide(run: TokenizerRun | PriorRun | ClassifierRun) -> dict[str, Any]:
+    """The settings of a run that must stay when it goes on, as its `run.json` holds them."""
+    description = run.model_dump(mode="json")
+    del description["data"]["on_bad_image"]  # a run that a bad image stopped may go on and skip it
+    del description["loop"]["sharding"]  # a run may go on sharded or not, as its processes are
+    return description
 
 
 def _say_nothing(_line: str) -> None:
