@@ -27,7 +27,8 @@ _ADVERSARIAL = "--losses.adversarial 0.1 --discriminator.start 0.2 --discriminat
 _EMA, _ROTATION, _DROPOUT = "--codes.ema_decay 0.99", "--codes.gradient rotation", "--codes.scale_dropout 0.1"
 _PERCEPTUAL = "--losses.perceptual 0.1"
 
-#: Name of a row -> what it adds to the recipe without its running means: dead codes are reset, nothing else.
+#: Name of a row -> what it adds to the recipe without running means and perceptual loss, where dead codes are
+#: reset and nothing else.
 ROWS = {
     "plain": "--losses.reset_after 0",
     "reset": "",
@@ -39,6 +40,7 @@ ROWS = {
     "all": f"{_EMA} {_ROTATION} {_DROPOUT} {_PERCEPTUAL} {_ADVERSARIAL}",
     "one scale": "--schedule.sizes [[8,8]] --tokenizer.quantizer.num_phis 1 "
     "--tokenizer.quantizer.phi_ratio 0",
+    "EMA and perceptual": f"{_EMA} {_PERCEPTUAL}",
     "reset, seed 1": "--loop.seed 1",
 }
 
@@ -66,7 +68,10 @@ def _scores(name: str, options: argparse.Namespace) -> dict[str, float]:
     if kept.exists():
         scores: dict[str, float] = json.loads(kept.read_text())
         return scores
-    common = f"--codes.ema_decay 0 --loop.num_steps {options.steps} --loop.evaluate_every {options.steps}"
+    common = (
+        f"--codes.ema_decay 0 --losses.perceptual 0 --loop.num_steps {options.steps} "
+        f"--loop.evaluate_every {options.steps}"
+    )
     changes = merge(
         parse_overrides(f"{common} {ROWS[name]}".split(), TokenizerRun),
         {"data": {"source": options.source, "validation": options.validation}},
