@@ -18,6 +18,7 @@ from nextscale.distributed import choose_device, num_processes
 from nextscale.evaluate.agreement import class_agreement
 from nextscale.evaluate.prediction import prediction_scores
 from nextscale.evaluate.reconstruction import reconstruction_scores
+from nextscale.evaluate.scoring import agreement
 from nextscale.features.classifier import load_classifier
 from nextscale.features.extractor import Extractor, load_extractor
 from nextscale.generate.generator import Generator
@@ -95,14 +96,10 @@ def _score_samples(
     settings = sampling_options(options)
     images = sample_images(generator, labels, seeds, batch=options.batch or 50, settings=settings)
     agreed = class_agreement(images, labels, classifier)
-    per_class = {
-        name: float(agreed[number::count].mean())
-        for number, name in enumerate(generator.class_names[: len(images)])
-    }
     used = generator.sampling(settings)
     shown = [image for number in range(count) for image in images[number::count][:_GRID_PER_CLASS]]
     sheet = grid(enlarge(numpy.stack(shown), max(1, 64 // images.shape[1])), columns=_GRID_PER_CLASS)
     return {
         "count": len(images), "first_seed": first_seed, "sampling": used,
-        "class_agreement": float(agreed.mean()), "class_agreement_per_class": per_class,
+        **agreement(agreed, numpy.array(labels), generator.class_names),
     }, sheet  # fmt: skip

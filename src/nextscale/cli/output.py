@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nextscale.distributed import Distributed
+from nextscale.distributed import Distributed, SharedError
 
 
 def check_new_folder(folder: Path, *, mark: str | None = None) -> None:
@@ -28,10 +28,10 @@ def check_new_folder(folder: Path, *, mark: str | None = None) -> None:
 
 @contextmanager
 def one_voice(ranks: Distributed) -> Iterator[None]:
-    """Let the first process alone complain; the others end silently with exit code 2."""
+    """Let the first process alone complain of what all met; the others then end with exit code 2."""
     try:
         yield
-    except (ValueError, OSError):
+    except SharedError:
         if ranks.is_first:
             raise
         raise SystemExit(2) from None

@@ -34,23 +34,20 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         for line in describe(estimate_run(settings, device=options.device)):
             print(line)
         return
-    from nextscale.distributed import SharedError, joined
+    from nextscale.cli.output import one_voice
+    from nextscale.distributed import joined
     from nextscale.train.run import train_run
     from nextscale.train.stopping import Stopped
 
     folder = Path(options.out or f"runs/{Path(options.recipe).stem}-{options.stage}")
     show = not options.quiet and sys.stderr.isatty()
-    with joined(options.device) as ranks:
+    with joined(options.device) as ranks, one_voice(ranks):
         try:
             scores = train_run(settings, folder, say=_say, progress=show, ranks=ranks)
         except Stopped as stopped:
             if ranks.is_first:
                 sys.stderr.write(f"nextscale: {stopped}\n")
             raise SystemExit(Stopped.EXIT_CODE) from None
-        except SharedError:
-            if ranks.is_first:
-                raise
-            raise SystemExit(2) from None
         if ranks.is_first:
             print("  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
             print(f"model: {folder / 'model'}   curves: {folder / 'curves.png'}")

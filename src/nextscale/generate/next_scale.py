@@ -15,7 +15,7 @@ from nextscale.generate.guidance import guidance_weights, guide, num_guided_scal
 from nextscale.generate.request import Request
 from nextscale.generate.sampling import draw_tokens, mix_codes
 from nextscale.prior.next_scale import NextScalePrior
-from nextscale.rng import code_uniforms, token_uniforms
+from nextscale.rng import code_uniforms
 from nextscale.tokenizer.model import Tokenizer
 
 
@@ -31,8 +31,7 @@ def scale_by_scale(
     if num_guided:  # both branches in one batch
         labels = torch.cat([labels, torch.full_like(labels, prior.unconditional)])
     condition, cache = prior.condition(labels), prior.new_cache(len(labels))
-    uniforms = numpy.stack([token_uniforms(seed, schedule.num_tokens) for seed in request.seeds])
-    uniforms_BL = torch.from_numpy(uniforms).to(device)
+    uniforms_BL = request.uniforms(schedule.num_tokens)
     tokens: list[Tensor] = []
     coarser: Tensor | None = None
 

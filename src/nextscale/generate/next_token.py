@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,7 +17,6 @@ from nextscale.generate.guidance import guide
 from nextscale.generate.request import Request
 from nextscale.generate.sampling import draw_tokens
 from nextscale.prior.next_token import NextTokenPrior
-from nextscale.rng import token_uniforms
 from nextscale.tokenizer.model import Tokenizer
 
 
@@ -29,14 +27,13 @@ def token_by_token(
     others.
     """
     schedule = tokenizer.schedule
-    batch, device = len(request.seeds), request.labels_B.device
+    batch = len(request.seeds)
     guided = bool((request.guidance_B > 0).any())
     labels = request.labels_B
     if guided:  # both branches in one batch
         labels = torch.cat([labels, torch.full_like(labels, prior.unconditional)])
     condition, cache = prior.condition(labels), prior.new_cache(len(labels))
-    uniforms = numpy.stack([token_uniforms(seed, schedule.num_tokens) for seed in request.seeds])
-    uniforms_BL = torch.from_numpy(uniforms).to(device)
+    uniforms_BL = request.uniforms(schedule.num_tokens)
     tokens_BL = labels.new_zeros(batch, 0)
     rows, columns = schedule.latent_size
     for row in range(rows):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nextscale.generate.sampling import Draw
 from nextscale.generate.settings import DEFAULT_STEPS, ModelSettings, SamplingSettings, refuse_idle
-from nextscale.rng import check_seeds
+from nextscale.rng import check_seeds, token_uniforms
 
 Label = int | str | None
 
@@ -48,6 +48,11 @@ class Request(NamedTuple):
     smooth: bool
     sampler: str
     num_steps: int
+
+    def uniforms(self, num_tokens: int) -> Tensor:
+        """The random numbers of every image's tokens, from its own seed: float64 (B, num_tokens)."""
+        numbers = numpy.stack([token_uniforms(seed, num_tokens) for seed in self.seeds])
+        return torch.from_numpy(numbers).to(self.labels_B.device)
 
 
 def resolve_label(label: Label, class_names: Sequence[str]) -> int:

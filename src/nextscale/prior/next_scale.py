@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from nextscale.prior.cache import KeyValueCache
 from nextscale.prior.layers import attend_to
 from nextscale.prior.settings import TransformerSettings
-from nextscale.prior.transformer import Condition, Transformer, empty_embedding
+from nextscale.prior.transformer import Condition, TokenTransformer, empty_embedding
 from nextscale.scales import ScaleSchedule
 
 
-class NextScalePrior(Transformer):
+class NextScalePrior(TokenTransformer):
     """A next-scale transformer over the tokens of a `ScaleSchedule`.
 
     Args:
@@ -51,18 +51,6 @@ class NextScalePrior(Transformer):
         self.input_projection = nn.Linear(code_dim, width)
         self._add_blocks(out_dim=vocab_size)
         self._init_weights([self.start_position, self.position])
-
-    def condition(self, labels_B: Tensor) -> Condition:
-        """Everything that depends on the labels alone.
-
-        Args:
-            labels_B: int64 (B,) in [0, num_classes]; the last one is the unconditional class.
-        """
-        return self._condition(self.class_embedding(labels_B))
-
-    def new_cache(self, batch: int) -> KeyValueCache:
-        """An empty cache for ``batch`` images, in the dtype that attention runs in."""
-        return KeyValueCache.like(self.position, self.settings, batch)
 
     def forward(
         self,

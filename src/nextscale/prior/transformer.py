@@ -120,6 +120,24 @@ class Transformer(nn.Module):
         return at_least_float32(self.head((normed * (scale + 1) + shift).to(self.head.weight.dtype)))
 
 
+class TokenTransformer(Transformer):
+    """A transformer over tokens, which labels alone condition, and which samples with a cache."""
+
+    position: nn.Parameter
+
+    def condition(self, labels_B: Tensor) -> Condition:
+        """Everything that depends on the labels alone.
+
+        Args:
+            labels_B: int64 (B,) in [0, num_classes]; the last one is the unconditional class.
+        """
+        return self._condition(self.class_embedding(labels_B))
+
+    def new_cache(self, batch: int) -> KeyValueCache:
+        """An empty cache for ``batch`` images, in the dtype that attention runs in."""
+        return KeyValueCache.like(self.position, self.settings, batch)
+
+
 def empty_embedding(count: int, width: int) -> nn.Embedding:
     """A table yet to be filled; nn.Embedding's own filling costs seconds of imports on the meta device."""
     return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)
