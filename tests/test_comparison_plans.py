@@ -54,7 +54,7 @@ def test_all_families_get_the_arithmetic_of_the_first(images: Path, tmp_path: Pa
 
 def test_one_validation_image_is_too_few(tmp_path: Path) -> None:
     images = write_images(tmp_path / "cifar", 10)
-    with pytest.raises(ValueError, match="1 validation images: .*at least 2; give data.validation"):
+    with pytest.raises(ValueError, match=r"1 validation images: .*at least 2; give data.validation"):
         plan_families(toy_study(images), tmp_path)
     assert plan_families(toy_study(images, data={"source": str(images), "validation": str(images)}), tmp_path)
 
