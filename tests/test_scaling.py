@@ -15,7 +15,7 @@ from nextscale.config import build
 from nextscale.generate.folder import load_prior, read_settings
 from nextscale.recipes import read_recipe
 from nextscale.studies.plots import draw_power_laws
-from nextscale.studies.scaling import Look, describe, fit, plan, run_scaling
+from nextscale.studies.scaling import Look, describe, fit, plan, run_rungs, run_scaling
 from nextscale.studies.settings import ScalingStudy
 from nextscale.train import loop as train_loop
 from nextscale.train.logs import read_log
@@ -229,3 +229,19 @@ def test_the_recipe_spans_what_its_comment_says(tmp_path: Path) -> None:
     assert sum(of.training_flops for of in costs) * images == pytest.approx(4.8e14, rel=0.01)
     for rung in study.rungs:
         assert rung.base_lr is not None and rung.base_lr * study.run.loop.batch_size / 256 <= 4e-3
+
+
+def test_rungs_by_themselves_are_found_by_the_ladder(home: Path) -> None:
+    study, folder = _study(home), home / "ladder"
+    names = [rung.name for rung in study.rungs]
+    for name in names:
+        run_rungs(study, folder, [name], device="cpu", say=lambda _: None, progress=False)
+    weights = {name: (folder / name / "model/prior.safetensors").read_bytes() for name in names}
+    result, said = _go(study, folder)
+    assert sum(line.endswith("done") for line in said) == len(names)
+    alone, _ = _go(study, home / "in-one-go")
+    assert result == alone
+    for name in names:
+        assert (home / "in-one-go" / name / "model/prior.safetensors").read_bytes() == weights[name]
+    with pytest.raises(ValueError, match="unknown rung 'depth9': this ladder has depth1-width8, "):
+        run_rungs(study, folder, ["depth9"], device="cpu", say=lambda _: None, progress=False)

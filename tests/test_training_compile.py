@@ -1,0 +1,51 @@
+"""Compiled blocks train as the others do, up to rounding, and are one graph for all of them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from nextscale import checkpoint
+from nextscale.train import run as train_run_module
+from nextscale.train.settings import PriorRun
+from runs_for_tests import largest_difference, make_home, tiny_run, train_quietly
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+
+
+def _compiled(run: Any) -> PriorRun:
+    assert isinstance(run, PriorRun)
+    return run.model_copy(update={"compile": True})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="on CPUs, torch compiles with g++")
+@pytest.mark.parametrize("kind", ["prior", "diffusion"])
+def test_a_compiled_run_is_the_same_up_to_rounding(kind: str, tmp_path: Path) -> None:
+    home = make_home(tmp_path)
+    run = tiny_run(kind, home)
+    train_quietly(run, tmp_path / "eager")
+    torch._dynamo.reset()
+    counters.clear()
+    train_quietly(_compiled(run), tmp_path / "compiled")
+    assert counters["stats"]["unique_graphs"] == 1  # of two blocks, and none of the averaged copy
+    assert not counters["graph_break"]
+    records = [(tmp_path / name / "run.json").read_text() for name in ("eager", "compiled")]
+    assert records[0] == records[1]  # either goes on as the other
+    first, second = (
+        checkpoint.read_tensors(tmp_path / name / "model/prior.safetensors") for name in ("eager", "compiled")
+    )
+    assert largest_difference(first, second) < 1e-3
+
+
+def test_compiling_with_slices_is_refused(tmp_path: Path) -> None:
+    run = tiny_run("prior", make_home(tmp_path))
+    changed = _compiled(run).model_dump() | {"loop": run.loop.model_dump() | {"sharding": "full"}}
+    with pytest.raises(ValueError, match="compile true with loop"):
+        PriorRun.model_validate(changed)
+    assert "compile" not in train_run_module.settings_that_decide(_compiled(run))
