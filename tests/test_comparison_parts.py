@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +14,11 @@ from nextscale import checkpoint
 from nextscale.cli import main
 from nextscale.studies import comparison, families
 from nextscale.studies.comparison import run_comparison
+from nextscale.studies.families import plan_families
 from nextscale.studies.parts import part_names, run_parts
+from nextscale.studies.settings import ComparisonStudy
 from nextscale.train import loop as train_loop
+from nextscale.train.logs import read_log
 from nextscale.train.prior_base import PriorBase
 from nextscale.train.tokenizer_task import TokenizerTask
 
@@ -44,6 +50,38 @@ def test_parts_are_found_by_the_study(images: Path, tmp_path: Path, monkeypatch:
     assert {path: path.stat().st_mtime_ns for path in scored} == scored
     assert "prior of diffusion: done" in again
     assert report["rows"][0]["name"] == "FD-CIFAR"
+
+
+def test_the_best_weights_instead_of_the_last(images: Path, tmp_path: Path) -> None:
+    def study(**changes: object) -> ComparisonStudy:
+        families = [
+            {**family, "prior": {**family["prior"], "loop": {**family["prior"]["loop"], "evaluate_every": 2}}}
+            for family in tomllib.loads(STUDY)["compare"]["families"][:2]
+        ]
+        return toy_study(images, families=families, **changes)
+
+    def run(given: ComparisonStudy) -> dict[str, Any]:
+        return run_comparison(given, tmp_path / "study", device="cpu", say=lambda _: None, progress=False)
+
+    with pytest.raises(ValueError, match="checkpoint best, but of 8 steps none is evaluated"):
+        plan_families(toy_study(images, checkpoint="best"), tmp_path)
+    last = run(study())
+    with pytest.raises(ValueError, match=r"holds scores of .*'checkpoint': 'last'"):
+        run(study(checkpoint="best"))
+    shutil.rmtree(tmp_path / "study" / "scores")
+    best = run(study(checkpoint="best"))
+    steps = [
+        next(row for row in report["rows"] if row["name"] == "step of the weights")["values"]
+        for report in (last, best)
+    ]
+    for kind in ("next_scale", "next_token"):
+        records = read_log(tmp_path / "study/priors" / kind / "log.jsonl")
+        losses = {r["step"]: r["loss"] for r in records if r["kind"] == "evaluate"}
+        final = steps[0][kind]["value"]
+        on_the_way = {step: loss for step, loss in losses.items() if step != final}
+        assert steps[1][kind]["value"] == min(on_the_way, key=lambda step: on_the_way[step])
+        assert best["looks"][kind] != last["looks"][kind] or best["chosen"] == last["chosen"]
+        assert best["scores"][kind]["scores"] != last["scores"][kind]["scores"]
 
 
 def test_parts_refuse(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

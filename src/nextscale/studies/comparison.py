@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import torch
 from PIL import Image
 
 from nextscale import checkpoint
 from nextscale.distributed import Distributed, choose_device, num_processes
-from nextscale.generate.generator import Generator
 from nextscale.pixels import enlarge, grid
 from nextscale.studies.families import (
     Plan,
@@ -29,7 +29,7 @@ from nextscale.studies.families import (
 from nextscale.studies.limits import score_limits
 from nextscale.studies.page import write_page
 from nextscale.studies.plots import draw_series, plots
-from nextscale.studies.quality import open_scorer, score_family
+from nextscale.studies.quality import load_trained, open_scorer, score_family
 from nextscale.studies.report import build_report
 from nextscale.studies.runs import Voice
 from nextscale.studies.settings import ComparisonStudy
@@ -85,18 +85,19 @@ def run_comparison(
             study, plans, scores=scores, limits=limits, times=times, command=command
         )  # fmt: skip
         checkpoint.write_json(folder / "report.json", report)
-        _write_pictures_and_page(report, plans, folder, ranks)
+        _write_pictures_and_page(study, report, plans, folder=folder, device=ranks.device)
     return report
 
 
 def _write_pictures_and_page(
-    report: dict[str, Any], plans: Sequence[Plan], folder: Path, ranks: Distributed
-) -> None:
+    study: ComparisonStudy, report: dict[str, Any], plans: Sequence[Plan], *, folder: Path,
+    device: torch.device,
+) -> None:  # fmt: skip
     metric, class_names = report["metric"], plans[0].model.class_names[:_MOST_CLASSES]
     samples = {}
     for plan in plans:
         samples[plan.name] = folder / "samples" / f"{plan.name}.png"
-        generator = Generator.load(folder / "priors" / plan.name / "model", device=ranks.device)
+        generator = load_trained(study, plan, folder, device=device)
         labels = [number for _ in range(_ROWS) for number in range(len(class_names))]
         way = next(way for way in plan.family.samplings if way.name == report["chosen"][plan.name])
         images = generator(labels, seeds=range(len(labels)), **way.given).images

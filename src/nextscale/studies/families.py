@@ -179,6 +179,10 @@ def _prior_run(
     num_steps = run.loop.num_steps
     if budget is not None:
         num_steps = steps_for(budget, of_prior, batch_size=run.loop.batch_size)
+    if study.checkpoint == "best" and run.loop.evaluate_every >= num_steps:
+        raise ValueError(
+            f"checkpoint best, but of {num_steps} steps none is evaluated: lower prior.loop.evaluate_every"
+        )
     save_every = -(-num_steps // (2 * study.looks))
     loop = {"num_steps": num_steps, "save_every": save_every, "keep": 2 * study.looks + 1}
     return run.model_copy(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import torch
 
 from nextscale import checkpoint
 from nextscale.data.sources import Source
@@ -93,16 +94,17 @@ def score_family(study: ComparisonStudy, plan: Plan, scorer: Scorer, *, folder: 
     """All scores of a family, each kept in a folder of its own as soon as it is there.
 
     Returns:
-        ``samplings``, the scores of few samples of each way, by name; ``chosen``, the name of the best
-        candidate among them; ``main``, the scores of many samples of that one; ``looks``, few samples of it
-        at points of the training, a list of ``step``, ``images``, ``flops`` and ``scores``.
+        ``step``, after which the compared weights were there; ``samplings``, the scores of few samples of
+        each way, by name; ``chosen``, the name of the best candidate among them; ``main``, the scores of many
+        samples of that one; ``looks``, few samples of it at points of the training, a list of ``step``,
+        ``images``, ``flops`` and ``scores``.
 
     Raises:
         ValueError: images that cannot be scored, or kept scores of other settings.
     """
     few, metric = replace(scorer, num_resamples=0), scorer.reference.record.metric
     place, home = folder / "scores" / plan.name, folder / "priors" / plan.name
-    generator = Generator.load(home / "model", device=scorer.ranks.device)
+    generator = load_trained(study, plan, folder, device=scorer.ranks.device)
     voice.say(f"scores of {plan.name}")
     samplings = {
         way.name: _score(
@@ -117,7 +119,7 @@ def score_family(study: ComparisonStudy, plan: Plan, scorer: Scorer, *, folder: 
     main = _score(_Samples(study, generator, best, study.num_samples), scorer, place / "main")
     points = []
     for step in looks(plan, study.looks):
-        if step == plan.prior.loop.num_steps:
+        if step == plan.prior.loop.num_steps and study.checkpoint == "last":
             scores = samplings[best.name]
         else:
             load_average(generator, home / "checkpoints" / f"step-{step:08d}")
@@ -126,7 +128,21 @@ def score_family(study: ComparisonStudy, plan: Plan, scorer: Scorer, *, folder: 
         images = step * plan.prior.loop.batch_size
         flops = plan.cost.training_flops * images
         points.append({"step": step, "images": images, "flops": flops, "scores": scores})
-    return {"chosen": best.name, "main": main, "samplings": samplings, "looks": points}
+    step = _step_of(study, plan, home)
+    return {"chosen": best.name, "step": step, "main": main, "samplings": samplings, "looks": points}
+
+
+def _step_of(study: ComparisonStudy, plan: Plan, home: Path) -> int:
+    """After which step the compared weights were there."""
+    last = plan.prior.loop.num_steps
+    state = json.loads((home / "checkpoints" / f"step-{last:08d}" / "state.json").read_text())
+    return last if study.checkpoint == "last" else int(state["best_step"])
+
+
+def load_trained(study: ComparisonStudy, plan: Plan, folder: Path, *, device: torch.device) -> Generator:
+    """A family's generator with the weights that the study compares."""
+    name = "model" if study.checkpoint == "last" else "best"
+    return Generator.load(folder / "priors" / plan.name / name, device=device)
 
 
 def load_average(generator: Generator, place: Path) -> None:
@@ -152,7 +168,7 @@ def _score(samples: _Samples, scorer: Scorer, place: Path) -> Result:
     asked = {
         "samples": {
             "count": samples.count, "first_seed": samples.first_seed, "precision": samples.study.precision,
-            "sampling": samples.generator.sampling(samples.sampling),
+            "checkpoint": samples.study.checkpoint, "sampling": samples.generator.sampling(samples.sampling),
         }
     }  # fmt: skip
     _claim(place, asked["samples"])

@@ -91,7 +91,7 @@ def build_report(
     quality += _limit_rows(limits)
     rows = [
         *quality,
-        *(decided(row) for row in (*_time_rows(study, scores, times), *_cost_rows(plans))),
+        *(decided(row) for row in (*_time_rows(study, scores, times), *_cost_rows(plans, scores))),
     ]
     return {
         "command": command, "metric": metric, "families": [plan.name for plan in plans],
@@ -194,7 +194,7 @@ def _time_of(times: dict[str, Any], family: str, sampling: str, batch: int) -> d
     )  # fmt: skip
 
 
-def _cost_rows(plans: Sequence[Plan]) -> list[Row]:
+def _cost_rows(plans: Sequence[Plan], scores: dict[str, Result]) -> list[Row]:
     def row(name: str, meaning: str, values: Sequence[float | None]) -> Row:
         named = zip(plans, values, strict=True)
         return Row(name, meaning, {plan.name: Value(value) for plan, value in named}, "")
@@ -204,6 +204,10 @@ def _cost_rows(plans: Sequence[Plan]) -> list[Row]:
         row("parameters", "of the prior, embeddings and head included", [p.cost.parameters for p in plans]),
         row("training FLOPs", f"of the prior: {three}; made equal", [p.prior_flops for p in plans]),
         row("steps", "of the prior's training", [p.prior.loop.num_steps for p in plans]),
+        row(
+            "step of the weights", "that are compared: the last one, or that of the best evaluation",
+            [scores[p.name]["step"] for p in plans],
+        ),
         row("images seen", "by the prior in training", [p.images for p in plans]),
         row(
             "tokenizer training FLOPs", f"{three}, discriminator left out; none where a model was given",

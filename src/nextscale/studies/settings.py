@@ -142,6 +142,9 @@ class ComparisonStudy(BaseModel):
     num_samples: int = Field(10_000, ge=2, description="of each family in the main table")
     few_samples: int = Field(1000, ge=2, description="for every other figure")
     resamples: int = Field(200, ge=2, description="of the interval of a main figure")
+    checkpoint: Literal["last", "best"] = Field(
+        "last", description="weights of each training: the last, or those of the best evaluation on the way"
+    )
     looks: int = Field(5, ge=1, description="points of each training that are scored")
     batch: int = Field(50, ge=1, description="images sampled at a time for scores")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of sampling, scored and timed")
