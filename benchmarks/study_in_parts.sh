@@ -16,8 +16,9 @@ compare() { # threads, then options
         --data.validation "$VALIDATION" --out "$OUT" --quiet "${@:2}"
 }
 part() { # threads, part: side by side, each with a log
-    compare "$1" --only "$2" >"$OUT.logs/${2/:/-}.txt" 2>&1
-    echo "$(($(date +%s) - start)) s: $2 $([ $? = 0 ] && echo done || echo failed)"
+    local result=done
+    compare "$1" --only "$2" >"$OUT.logs/${2/:/-}.txt" 2>&1 || result=failed
+    echo "$(($(date +%s) - start)) s: $2 $result"
     keep
 }
 keep() {
