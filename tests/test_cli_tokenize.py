@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -78,12 +79,12 @@ def test_stopped_and_called_again(
     monkeypatch.setattr(tokenizing, "CHUNK", 2)
     encode, seen = Tokenizer.encode, 0
 
-    def stop(self: Tokenizer, images: torch.Tensor) -> torch.Tensor:
+    def stop(self: Tokenizer, images: torch.Tensor, **given: Any) -> torch.Tensor:
         nonlocal seen
         seen += len(images)
         if seen == 10:
             raise KeyboardInterrupt
-        return encode(self, images)
+        return encode(self, images, **given)
 
     monkeypatch.setattr(Tokenizer, "encode", stop)
     assert _run("--views 2 --batch 2") == 130
@@ -99,10 +100,10 @@ def test_two_at_once_into_one_folder(
 ) -> None:
     encode, answers = Tokenizer.encode, []
 
-    def meanwhile(self: Tokenizer, images: torch.Tensor) -> torch.Tensor:
+    def meanwhile(self: Tokenizer, images: torch.Tensor, **given: Any) -> torch.Tensor:
         if not answers:  # a lock is that of its open file, so this is as good as another process
             answers.append(_run("--views 2"))
-        return encode(self, images)
+        return encode(self, images, **given)
 
     monkeypatch.setattr(Tokenizer, "encode", meanwhile)
     assert _run("--views 2") == 0 and answers == [2]

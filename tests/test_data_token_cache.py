@@ -135,11 +135,11 @@ def test_a_killed_one_goes_on_and_equals_an_undisturbed_one(
     encode, folder = tokenizer.encode, tmp_path / "tokens"
     encoded: list[int] = []
 
-    def count(images: torch.Tensor) -> torch.Tensor:
+    def count(images: torch.Tensor, **given: Any) -> torch.Tensor:
         if len(encoded) == calls:
             raise _KilledError
         encoded.append(len(images))
-        return encode(images)
+        return encode(images, **given)
 
     with monkeypatch.context() as patch:
         patch.setattr(tokenizer, "encode", count)

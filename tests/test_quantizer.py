@@ -13,7 +13,7 @@ from models_for_tests import (
     random_tokens,
 )
 from nextscale.scales import ScaleSchedule
-from nextscale.tokenizer.quantizer import MultiScaleQuantizer, Phi, rotate_onto
+from nextscale.tokenizer.quantizer import MultiScaleQuantizer, Phi, nearest_rows, rotate_onto
 from nextscale.tokenizer.settings import QuantizerSettings
 
 WIDE = ScaleSchedule(sizes=((1, 1), (2, 3), (3, 5)))
@@ -241,3 +241,19 @@ def test_one_scale_is_the_quantiser_of_a_vqgan() -> None:
     assert torch.allclose(mine, torch.autograd.grad(expected, codes)[0], atol=1e-6)
     (pull,) = torch.autograd.grad(quantized.commitment_loss, features)
     assert torch.allclose(pull, 2 * (features - chosen).detach() / features.numel(), atol=1e-6)
+
+
+@pytest.mark.parametrize("by_angle", [False, True])
+@pytest.mark.parametrize("block", [1, 7, 40, 2**20])
+def test_blocks_find_the_codes_that_all_distances_at_once_find(
+    block: int, by_angle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nextscale.tokenizer.quantizer._BLOCK", block)
+    codes = torch.randint(-2, 3, (20, 3)).float()  # whole numbers: many codes are equally far
+    vectors = torch.randint(-2, 3, (33, 3)).float()
+    if by_angle:
+        expected = (vectors @ codes.T).argmax(dim=1)
+    else:
+        expected = torch.cdist(vectors.double(), codes.double()).square().round().argmin(dim=1)
+    assert nearest_rows(vectors, codes, by_angle=by_angle).equal(expected)
+    assert nearest_rows(vectors[:0], codes).shape == (0,)

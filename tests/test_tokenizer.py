@@ -205,3 +205,12 @@ def test_tokens_that_are_none(tokens: Tensor, message: str) -> None:
 def test_groups_that_do_not_divide_the_channels() -> None:
     with pytest.raises(ValueError, match="base_dim 12 x multiplier 3 is not divisible by norm_groups 8"):
         AutoencoderSettings(base_dim=12, multipliers=(2, 3), norm_groups=8)
+
+
+def test_the_encoder_in_bfloat16_gives_nearly_the_same_tokens() -> None:
+    tokenizer = loud_tokenizer(SCHEDULE).eval()
+    images = random_images(tokenizer, batch=8)
+    exact, rounded = tokenizer.encode(images), tokenizer.encode(images, precision="bfloat16")
+    assert 0.7 < (exact == rounded).float().mean() < 1
+    with torch.autocast("cpu", torch.bfloat16):  # what surrounds it does not count
+        assert tokenizer.encode(images).equal(exact)

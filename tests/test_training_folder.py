@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nextscale.train.run import settings_that_decide
 from nextscale.train.run_folder import claimed_folder
 from runs_for_tests import make_home, tiny_run, train_quietly
 
@@ -18,9 +19,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_processes_cannot_train_in_one_folder(home: Path, tmp_path: Path) -> None:
     run = tiny_run("prior", home)
-    description = run.model_dump(mode="json")
-    del description["data"]["on_bad_image"]
-    del description["loop"]["sharding"]
+    description = settings_that_decide(run)
     with (
         claimed_folder(tmp_path / "run", description),
         pytest.raises(ValueError, match="another process works in"),

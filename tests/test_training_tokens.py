@@ -62,6 +62,10 @@ def _runs_from_tokens(home: Path) -> dict[str, tuple[PriorRun, PriorRun]]:
             _run(home, data=held),
         ),
         "views": (_run(home, cache_views=3), _run(home)),
+        "views in bfloat16": (
+            _run(home, cache_views=3, encode_precision="bfloat16"),
+            _run(home, encode_precision="bfloat16"),
+        ),
         "views of all": (_run(home, cache_views=3, data=held), _run(home, data=held)),
         "center": (
             _run(home, cache_views=1, data={"flip": False, "enlarge": 1.0}),
@@ -70,7 +74,7 @@ def _runs_from_tokens(home: Path) -> dict[str, tuple[PriorRun, PriorRun]]:
     }
 
 
-WAYS = ["most", "all", "views", "views of all", "center"]
+WAYS = ["most", "all", "views", "views in bfloat16", "views of all", "center"]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -188,6 +192,7 @@ def test_settings_without_effect(changes: dict[str, Any], message: str, home: Pa
         ({"loop": {"seed": 1}}, r"was made with seed = 0, not 1 as in this run"),
         ({"data": {"enlarge": 1.125}}, r"was made with enlarge = 1.25, not 1.125"),
         ({"data": {"flip": False}}, r"was made with flip = true, not false"),
+        ({"encode_precision": "bfloat16"}, r"was made with precision = \"float32\", not \"bfloat16\""),
         ({"data": {"validation_share": 0.1}}, r"with num_samples = 19, not 18|with held_out = 0.02, not 0.1"),
         ({"tokens_from": "all"}, r"with held_out = null, not 0.02"),
         ({"tokens_from": "nowhere"}, r"nowhere holds no token cache: make one with nextscale tokenize"),

@@ -143,6 +143,10 @@ def _add_tokenize(add: AddCommand) -> None:
         "--validation-share", type=float, help="share of each class to leave out (default: none)"
     )
     tokenize.add_argument("--batch", type=int, default=100, help="images at a time (default: 100)")
+    tokenize.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32",
+        help="of the encoder (default: float32); encode_precision of the trainings to come",
+    )  # fmt: skip
     tokenize.add_argument("--workers", type=int, help="processes that decode images (default: none)")
     tokenize.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
     tokenize.add_argument("--quiet", action="store_true", help="no progress bar")

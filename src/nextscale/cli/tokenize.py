@@ -13,7 +13,7 @@ from nextscale.data.settings import DataSettings
 from nextscale.data.sources import hold_out, open_source
 from nextscale.data.token_cache import describe
 from nextscale.data.tokenizing import make_cache
-from nextscale.distributed import choose_device
+from nextscale.distributed import choose_device, place
 from nextscale.generate.folder import load_tokenizer, read_settings
 from nextscale.models import find_model
 from nextscale.train.settings import LoopSettings
@@ -35,14 +35,14 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
             f"--seed {options.seed} would have no effect without --flip and with --enlarge 1: leave it out"
         )
     home = find_model(options.model)
-    tokenizer = load_tokenizer(home, read_settings(home)).to(choose_device(options.device))
+    tokenizer = place(load_tokenizer(home, read_settings(home)), choose_device(options.device))
     source = open_source(options.source)
     if options.validation_share is not None:
         source, _ = hold_out(source, data.validation_share)
     made_from = describe(
         source, data, held_out=options.validation_share, tokenizer=tokenizer,
         tokenizer_sha256=checkpoint.digest(home / "tokenizer.safetensors"), views=options.views,
-        seed=LoopSettings().seed if options.seed is None else options.seed,
+        seed=LoopSettings().seed if options.seed is None else options.seed, precision=options.precision,
     )  # fmt: skip
     cache = make_cache(
         Path(options.out), source=source, tokenizer=tokenizer, made_from=made_from, batch_size=options.batch,

@@ -24,6 +24,7 @@ from nextscale.data.sources import Source
 from nextscale.rng import check_seeds
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.model import Tokenizer
+from nextscale.tokenizer.settings import Precision
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -46,6 +47,7 @@ class MadeFrom(BaseModel):
     enlarge: float
     flip: bool
     seed: int | None  #: None where nothing is drawn: the center crop, never mirrored
+    precision: Precision = "float32"  #: of the encoder; the quantiser is always in float32
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -119,7 +121,7 @@ class TokenCache:
 
 def describe(
     source: Source, data: DataSettings, *, held_out: float | None, tokenizer: Tokenizer,
-    tokenizer_sha256: str, views: int, seed: int,
+    tokenizer_sha256: str, views: int, seed: int, precision: Precision = "float32",
 ) -> MadeFrom:  # fmt: skip
     """What a cache of this source would be made from.
 
@@ -131,6 +133,7 @@ def describe(
         tokenizer_sha256: the digest of its file of weights.
         views: crops of every image.
         seed: of the training's random choices.
+        precision: of the encoder.
 
     Raises:
         ValueError: no view, several views that would be the same, or a seed that is none.
@@ -149,7 +152,7 @@ def describe(
         num_samples=len(source.labels), labels_sha256=labels_digest(source.labels),
         class_names=source.class_names, tokenizer_sha256=tokenizer_sha256, schedule=tokenizer.schedule,
         vocab_size=tokenizer.settings.quantizer.vocab_size, views=views, enlarge=data.enlarge, flip=data.flip,
-        seed=seed if drawn else None,
+        seed=seed if drawn else None, precision=precision,
     )  # fmt: skip
 
 

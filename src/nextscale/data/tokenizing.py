@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy
+import torch
 from tqdm import tqdm
 
 from nextscale import checkpoint
@@ -91,7 +92,8 @@ def _append(
         tqdm(total=num_rows, initial=done, unit="image", desc="tokens", disable=not progress) as bar,
     ):
         for batch in batches:
-            tokens_BL = tokenizer.encode(batch.items.to(device)).cpu().numpy()
+            images_BCHW = batch.items.to(device, memory_format=torch.channels_last)
+            tokens_BL = tokenizer.encode(images_BCHW, precision=made_from.precision).cpu().numpy()
             file.write(tokens_BL.astype(made_from.dtype).tobytes())
             done += len(tokens_BL)
             bar.update(len(tokens_BL))

@@ -80,18 +80,27 @@ def time_families(
     generators = {
         plan.name: Generator.load(folder / "priors" / plan.name / "model", device=device) for plan in plans
     }
+    with sampling_precision(study, device):
+        times = _times(generators, ways, batches=study.timing_batches, rounds=study.timing_rounds)
+    result = {"setting": setting, "times": times}
+    checkpoint.write_json(file, result)
+    return result
+
+
+def _times(
+    generators: Mapping[str, Generator], ways: Mapping[str, Sequence[Sampled]], *, batches: Sequence[int],
+    rounds: int,
+) -> list[dict[str, Any]]:  # fmt: skip
     jobs = [
-        (name, way, batch)
-        for batch in study.timing_batches for name, of_family in ways.items() for way in of_family
+        (name, way, batch) for batch in batches for name, of_family in ways.items() for way in of_family
     ]  # fmt: skip
     seconds: dict[tuple[str, str, int], list[float]] = {}
-    with sampling_precision(study, device):
-        for name, of_family in ways.items():  # the first call of a model is slower
-            _time(generators[name], of_family[0], batch=1)
-        for _ in range(study.timing_rounds):
-            for name, way, batch in jobs:
-                taken = _time(generators[name], way, batch=batch)
-                seconds.setdefault((name, way.name, batch), []).append(taken)
+    for name, of_family in ways.items():  # the first call of a model is slower
+        _time(generators[name], of_family[0], batch=1)
+    for _ in range(rounds):
+        for name, way, batch in jobs:
+            taken = _time(generators[name], way, batch=batch)
+            seconds.setdefault((name, way.name, batch), []).append(taken)
     times = []
     for name, way, batch in jobs:
         of_job, steps = seconds[name, way.name, batch], generation_steps(generators[name], way.given)
@@ -100,9 +109,7 @@ def time_families(
             "family": name, "sampling": way.name, "batch": batch, "steps": steps, "seconds": median,
             "seconds_per_step": median / steps, "all_seconds": of_job,
         })  # fmt: skip
-    result = {"setting": setting, "times": times}
-    checkpoint.write_json(file, result)
-    return result
+    return times
 
 
 def _time(generator: Generator, way: Sampled, *, batch: int) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.autoencoder import Decoder, Encoder
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer, Quantized
-from nextscale.tokenizer.settings import TokenizerSettings
+from nextscale.tokenizer.settings import Precision, TokenizerSettings
 
 
 class Tokenizer(nn.Module):
@@ -59,12 +59,19 @@ class Tokenizer(nn.Module):
         return self.pre_quant(self.encoder(images_BCHW, recompute=recompute))
 
     @torch.no_grad()
-    def encode(self, images_BCHW: Tensor) -> Tensor:
+    def encode(self, images_BCHW: Tensor, *, precision: Precision = "float32") -> Tensor:
         """Images float (B, 3, H, W) in [-1, 1] -> tokens int64 (B, L) in [0, V).
 
-        Raises ValueError for another size.
+        Args:
+            images_BCHW: of the tokenizer's size.
+            precision: of the encoder, whatever surrounds this. bfloat16 is two to three times as fast and
+                changes one token in twenty, mostly among codes that are nearly equally far.
+
+        Raises:
+            ValueError: images of another size.
         """
-        features = self.features(images_BCHW)
+        with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            features = self.features(images_BCHW)
         with torch.autocast(features.device.type, enabled=False):
             return self.quantizer.encode(features.float())
 

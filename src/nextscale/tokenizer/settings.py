@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+#: Of an encoder; the quantiser is always in float32.
+Precision = Literal["float32", "bfloat16"]
 
 
 class AutoencoderSettings(BaseModel):

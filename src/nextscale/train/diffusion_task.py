@@ -64,7 +64,8 @@ class DiffusionTask(PriorBase):
         self.module.measure(mean_C, deviation_C)
 
     def _features(self, images_BCHW: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, enabled=False):
+        enabled = self.run.encode_precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
             return self.tokenizer.features(images_BCHW.to(self.device))
 
     def batches(self, steps: range, *, part: slice = WHOLE) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from nextscale.data.loader import Batch
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.data.token_cache import TokenCache
-from nextscale.distributed import Distributed
+from nextscale.distributed import Distributed, place
 from nextscale.evaluate.prediction import prediction_scores
 from nextscale.generate.folder import Prior, build_prior, load_tokenizer, read_settings
 from nextscale.generate.generator import Generator
@@ -60,7 +60,7 @@ class PriorBase:
             )
         home = find_model(run.tokenizer_from or run.init)
         base = read_settings(home)
-        self.tokenizer = load_tokenizer(home, base).to(device)
+        self.tokenizer = place(load_tokenizer(home, base), device)
         self.tokenizer_digest = checkpoint.digest(home / "tokenizer.safetensors")
         vocab_size = base.tokenizer.quantizer.vocab_size
         if run.sampling.top_k > vocab_size:

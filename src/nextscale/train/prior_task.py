@@ -54,7 +54,7 @@ class PriorTask(PriorBase):
             "vocab_size": quantizer.vocab_size, "enlarge": run.data.enlarge, "flip": run.data.flip,
             "seed": None if seed is None else run.loop.seed,
             "class_names": self.source.class_names, "num_samples": len(self.source.labels),
-            "labels_sha256": labels_digest(self.source.labels),
+            "labels_sha256": labels_digest(self.source.labels), "precision": run.encode_precision,
         }  # fmt: skip
         if not run.data.validation:
             expected["held_out"] = run.data.validation_share
@@ -82,7 +82,7 @@ class PriorTask(PriorBase):
             made_from = describe(
                 self.source, run.data, held_out=None if run.data.validation else run.data.validation_share,
                 tokenizer=self.tokenizer, tokenizer_sha256=self.tokenizer_digest, views=run.cache_views,
-                seed=run.loop.seed,
+                seed=run.loop.seed, precision=run.encode_precision,
             )  # fmt: skip
             ranks, folder = ranks or Distributed(0, 1, self.device), self.folder / "tokens"
             with ranks.together():
@@ -108,7 +108,7 @@ class PriorTask(PriorBase):
         )  # fmt: skip
 
     def _encode(self, images_BCHW: Tensor) -> Tensor:
-        return self.tokenizer.encode(images_BCHW.to(self.device))
+        return self.tokenizer.encode(images_BCHW.to(self.device), precision=self.run.encode_precision)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         prior = self.module

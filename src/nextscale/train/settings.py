@@ -11,7 +11,7 @@ from nextscale.features.settings import ClassifierSettings, PerceptualSettings
 from nextscale.generate.settings import SamplingSettings
 from nextscale.prior.settings import AnyPriorSettings
 from nextscale.scales import ScaleSchedule
-from nextscale.tokenizer.settings import QuantizerSettings, TokenizerSettings
+from nextscale.tokenizer.settings import Precision, QuantizerSettings, TokenizerSettings
 from nextscale.train.adversary_settings import DiscriminatorSettings
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -180,6 +180,9 @@ class PriorRun(BaseModel):
     )
     compile: bool = Field(
         False, description="compile the blocks: takes half a minute, then GPUs run fewer and longer kernels"
+    )
+    encode_precision: Precision = Field(
+        "float32", description="of the frozen encoder: bfloat16 is faster and changes some tokens"
     )
     cache_views: int = Field(
         0, ge=0, description="crops of every image to tokenize before the first step; 0: at every step"
