@@ -1,0 +1,71 @@
+"""The default path, as a user gets it, for the benchmarks: sampling with a `Generator`."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nextscale.generate.folder import Prior
+from nextscale.generate.generator import Generator, Result
+from nextscale.generate.settings import ModelSettings
+from nextscale.tokenizer.model import Tokenizer
+
+
+class Default:
+    """A generator in one dtype."""
+
+    def __init__(self, generator: Generator, *, dtype: str) -> None:
+        self.generator, self._dtype = generator, getattr(torch, dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it works."""
+        return self.generator.prior.position.device
+
+    def __call__(self, batch: int) -> Result:
+        """Make images of the first classes, with the model's own sampling settings."""
+        names = self.generator.class_names
+        with self._precision():
+            return self.generator([number % len(names) for number in range(batch)], seeds=range(batch))
+
+    def rows(self, batch: int, count: int) -> None:
+        """The first rows of a next-token model's images, without decoder."""
+        names = self.generator.class_names
+        labels = [number % len(names) for number in range(batch)]
+        with torch.no_grad(), self._precision():
+            steps = self.generator._steps(self.generator._request(labels, range(batch), False, {}))
+            for _ in range(count):
+                next(steps)
+
+    @torch.no_grad()
+    def decode(self, map_BChw: Tensor) -> Tensor:
+        """The decoder alone."""
+        with self._precision():
+            return self.generator.tokenizer.decode_features(map_BChw)
+
+    @torch.no_grad()
+    def quantise(self, tokens_BL: Tensor) -> None:
+        """What sampling asks the quantiser: the map after each scale, and the next scale's view of it."""
+        quantizer = self.generator.tokenizer.quantizer
+        with self._precision():
+            for scale, map_BChw in enumerate(quantizer.maps(tokens_BL), start=1):
+                if scale < quantizer.schedule.num_scales:
+                    quantizer.resize_to(scale, map_BChw)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32
+        )  # fmt: skip
+
+
+def make_default(model: ModelSettings, tokenizer: Tokenizer, prior: Prior, *, dtype: str) -> Default:
+    """The default path on copies of these weights."""
+    return Default(Generator(model, copy.deepcopy(tokenizer), copy.deepcopy(prior)), dtype=dtype)
+
+
+def load_default(folder: Path, *, dtype: str) -> Default:
+    """The default path on a model folder, on the CPU."""
+    return Default(Generator.load(folder), dtype=dtype)
