@@ -51,7 +51,7 @@ def bench_generation(settings: BenchSettings, device: torch.device) -> list[Row]
     for sized in settings.sized:
         tokenizer, prior = random_tokenizer(sized.model, device), random_prior(sized.model, device)
         assert isinstance(prior, NextScalePrior)
-        defaults = {
+        defaults: dict[str, Default] = {
             dtype: make_default(sized.model, tokenizer, prior, dtype=dtype) for dtype in settings.dtypes
         }
         for batch in settings.batches:
@@ -78,9 +78,8 @@ def time_generation(
         ways[f"plain {dtype}"] = partial(
             generate_plainly, prior, tokenizer, request, dtype=getattr(torch, dtype)
         )
-    return time_in_turn(
-        ways, rounds=rounds, device=device, dtypes=list(dict.fromkeys([*defaults, "float32"]))
-    )
+    dtypes = list(dict.fromkeys([*defaults, "float32"]))
+    return time_in_turn(ways, rounds=rounds, device=device, dtypes=dtypes)
 
 
 def _default_ways(default: Default, request: Request) -> dict[str, Way]:
@@ -128,11 +127,6 @@ def _row(setting: Setting, timings: Mapping[str, Timing], limits: Limits, *, dev
     by_pass = limits.seconds_by_pass(work["transformer"]) / left
     plain, plain_float32 = timings[f"plain {dtype}"], timings["plain float32"]
     speedup, over_float32 = whole.speedup_over(plain), whole.speedup_over(plain_float32)
-    shares = ", ".join(
-        f"{part} {value:.3g} s"
-        + (f" ({100 * fractions[part]:.0f} % of the limit)" if part in fractions else "")
-        for part, value in parts.items()
-    )
     return setting.row(
         whole.seconds, peak_bytes=_peak(whole, model_bytes(sized, dtype)),
         fraction_of_limit=limits.seconds(every) / whole.seconds, speedup=speedup,
@@ -141,11 +135,17 @@ def _row(setting: Setting, timings: Mapping[str, Timing], limits: Limits, *, dev
         parts_fraction_of_limit=fractions, transformer_fraction_by_pass=by_pass, limits=limits_of(limits),
         flops=sum(item.flops for item in every), num_bytes=sum(item.num_bytes for item in every),
         told=[
-            shares, f"transformer {100 * by_pass:.0f} % of the limit counted pass by pass",
+            ", ".join(_share(part, value, fractions.get(part)) for part, value in parts.items()),
+            f"transformer {100 * by_pass:.0f} % of the limit counted pass by pass",
             f"plain path {plain.seconds:.4g} s, in float32 {plain_float32.seconds:.4g} s "
             f"({over_float32:.2f} times the default)", limits_line(limits),
         ],
     )  # fmt: skip
+
+
+def _share(part: str, seconds: float, fraction: float | None) -> str:
+    """Of one part, in words."""
+    return f"{part} {seconds:.3g} s" + (f" ({100 * fraction:.0f} % of the limit)" if fraction else "")
 
 
 def model_bytes(sized: Sized, dtype: str) -> int:

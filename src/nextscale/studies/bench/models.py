@@ -97,8 +97,8 @@ def num_tokenizer_parameters(model: ModelSettings) -> int:
 
 
 def generation_bytes(model: ModelSettings, batch: int, *, dtypes: Sequence[str]) -> int:
-    """About what a benchmark of sampling holds: a copy of the weights per dtype, the plain path's own, and the
-    work of one call, where drawing or the decoder takes most.
+    """About what a benchmark of sampling holds: a copy of the weights per dtype, the plain path's own, and
+    the work of one call, where drawing or the decoder takes most.
     """
     assert model.prior is not None
     weights = num_parameters(model) + num_tokenizer_parameters(model)

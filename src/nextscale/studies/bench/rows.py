@@ -59,9 +59,8 @@ def card(action: str, on: dict[str, Any], rows: Sequence[Row]) -> list[str]:
     head = [*names, "seconds", "images/s", "peak", "of limit", "speedup"]
     table = [head, *([*(str(row.get(name, "")) for name in names), *_numbers(row)] for row in rows)]
     widths = [max(len(line[column]) for line in table) for column in range(len(head))]
-    lines += [
-        "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in table
-    ]
+    for line in table:
+        lines.append("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
     for row in rows:
         lines += [f"{_named(row)}: {line}" for line in row.get("told", [])]
     return lines

@@ -3,9 +3,9 @@ here.
 
 Letters: B batch, S scales, L tokens of all scales, T tokens of one scale, V codes, C width of a code, D model
 width.
-Special here: of memory, weights are read once per pass (all of them: they do not fit a cache), keys and values
-of the prefix once, logits written once, and between the layers of the autoencoder every map is written and
-read once; what a transformer hands from layer to layer is taken to stay in a cache. Rates of machines are
+Special here: of memory, weights are read once per pass (all of them: they do not fit a cache), keys and
+values of the prefix once, logits written once, and between the layers of the autoencoder every map is written
+and read once; what a transformer hands from layer to layer is taken to stay in a cache. Rates of machines are
 measured, work is counted: their quotient is the limit.
 """
 
