@@ -42,6 +42,7 @@ mlp_ratio = {ratio}
 drop_path = 0.0
 [compare.families.prior.data]
 enlarge = 1.0
+validation_share = 0.1
 [compare.families.prior.optimizer]
 base_lr = 1.0
 [compare.families.prior.loop]
@@ -75,7 +76,10 @@ timing_rounds = 1
     _family("next_token", sizes=_ONE_SCALE, ratio=4.0, views=1, ways=['name = "own"']),
     _family(
         "diffusion", sizes=_SCALES, ratio=1.67, views=0,
-        ways=['name = "ddim 3"\nnum_steps = 3', 'name = "ddpm 5"\nsampler = "ddpm"\nnum_steps = 5'],
+        ways=[
+            'name = "ddim 3"\nnum_steps = 3',
+            'name = "ddpm 5"\nsampler = "ddpm"\nnum_steps = 5\ncandidate = false',
+        ],
     ),
 ])  # fmt: skip
 

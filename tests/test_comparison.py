@@ -88,7 +88,7 @@ def done(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
     def cut_off(line: str) -> None:
         said.append(line)
-        started = line.startswith(("tokenizer of", "prior ", "scores of", "times"))
+        started = line.startswith(("tokenizer of", "prior ", "reconstructions of", "scores of", "times"))
         if started and not line.endswith("done") and line not in seen:
             seen.add(line)
             raise _Enough
@@ -109,7 +109,7 @@ def done(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
                 break
             except _Enough:
                 continue
-    assert len(seen) == 9  # two tokenizers, three priors, three scores, times
+    assert len(seen) == 12  # two tokenizers, three priors, their limits and scores, times
     return folder, report, said
 
 
@@ -135,8 +135,8 @@ def test_trainings_are_equally_large_and_long(done: tuple[Path, dict[str, Any], 
         assert abs(flops[kind] / flops["next_scale"] - 1) <= 0.5 / values["steps"][kind] + 1e-9
     assert rows["training FLOPs"]["winner"] == ""
     assert values["tokenizer training FLOPs"]["diffusion"] == values["tokenizer training FLOPs"]["next_scale"]
-    # of 40 images one is held out; kept tokens are made once, diffusion encodes at every step
-    of_one = values["encoding FLOPs"]["next_scale"] / 39
+    # of 40 images four are held out; kept tokens are made once, diffusion encodes at every step
+    of_one = values["encoding FLOPs"]["next_scale"] / 36
     assert values["encoding FLOPs"]["diffusion"] == of_one * values["images seen"]["diffusion"]
 
 
@@ -147,7 +147,7 @@ def test_scores_are_of_the_named_samples(done: tuple[Path, dict[str, Any], list[
         main = json.loads((folder / "scores" / kind / "main/scores.json").read_text())
         value = rows["FD-CIFAR"]["values"][kind]
         assert value == main["scores"]["FD-CIFAR"] and main["samples"]["count"] == 24
-        assert main["reference"]["kind"] == "training" and main["reference"]["count"] == 39
+        assert main["reference"]["kind"] == "training" and main["reference"]["count"] == 36
         agreed = rows["class agreement"]["values"][kind]
         assert agreed["value"] == main["class_agreement"] and agreed["low"] <= agreed["value"]
         looks = report["looks"][kind]
@@ -156,11 +156,31 @@ def test_scores_are_of_the_named_samples(done: tuple[Path, dict[str, Any], list[
         assert looks[0]["FD-CIFAR"] != looks[1]["FD-CIFAR"]
         assert looks[1]["FD-CIFAR"] == rows["FD-CIFAR, few samples"]["values"][kind]["value"]
     ways = [(way["family"], way["sampling"], way["steps"]) for way in report["samplings"]]
-    assert ways == [
-        ("next_scale", "plain", 3), ("next_scale", "guided", 3), ("next_token", "own", 16),
+    better, worse = (
+        report["chosen"]["next_scale"],
+        ({"plain", "guided"} - set(report["chosen"].values())).pop(),
+    )
+    assert set(ways) == {
+        ("next_scale", better, 3), ("next_scale", worse, None), ("next_token", "own", 16),
         ("diffusion", "ddim 3", 3), ("diffusion", "ddpm 5", 5),
-    ]  # fmt: skip
-    assert len({way["FD-CIFAR"] for way in report["samplings"]}) == 5
+    }  # fmt: skip
+    distances = {way["sampling"]: way["FD-CIFAR"] for way in report["samplings"]}
+    assert len(set(distances.values())) == 5 and distances[better] < distances[worse]
+    assert rows["FD-CIFAR, few samples"]["values"]["next_scale"]["value"] == distances[better]
+    assert "next_scale '" + better + "' of 2" in rows["FD-CIFAR, few samples"]["meaning"]
+
+
+def test_limits_are_those_of_the_tokenizers(done: tuple[Path, dict[str, Any], list[str]]) -> None:
+    _, report, _ = done
+    rows = {row["name"]: row for row in report["rows"]}
+    for name in ("rFD-CIFAR of reconstructions", "PSNR of reconstructions"):
+        assert rows[name]["winner"] == "" and len({str(v) for v in rows[name]["values"].values()}) == 3
+    assert rows["class agreement of reconstructions"]["winner"] == ""
+    for kind, limit in report["limits"].items():
+        assert limit["reference"]["kind"] == "validation" and limit["reference"]["count"] == 4
+        assert limit["quantized"] is (kind != "diffusion")
+        assert ("usage_0" in limit["reconstruction"]) is (kind != "diffusion")
+        assert rows["PSNR of reconstructions"]["values"][kind]["value"] == limit["reconstruction"]["psnr"]
 
 
 def test_a_look_is_at_the_averaged_weights_of_that_step(
@@ -177,7 +197,7 @@ def test_a_look_is_at_the_averaged_weights_of_that_step(
 def test_times(done: tuple[Path, dict[str, Any], list[str]]) -> None:
     folder, report, _ = done
     times = json.loads((folder / "times.json").read_text())
-    assert report["times"] == times and len(times["times"]) == 5 * 2
+    assert report["times"] == times and len(times["times"]) == 4 * 2
     for row in times["times"]:
         assert row["seconds"] == row["all_seconds"][0] > 0
         assert row["seconds"] == pytest.approx(row["seconds_per_step"] * row["steps"])
@@ -206,7 +226,7 @@ def test_the_page_is_whole(done: tuple[Path, dict[str, Any], list[str]]) -> None
         with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
             sizes[alt] = picture.size
     assert len({sizes[f"samples of {kind}"] for kind in KINDS}) == 1
-    for words in ("compare toys", "39 training images", *CLASSES, "Warning", '"num_samples": 24'):
+    for words in ("compare toys", "36 training images", *CLASSES, "Warning", '"num_samples": 24'):
         assert words in page.words, words
     assert "http" not in (folder / "report.html").read_text()  # nothing is fetched
 

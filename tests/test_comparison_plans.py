@@ -48,8 +48,15 @@ def test_all_families_get_the_arithmetic_of_the_first(images: Path, tmp_path: Pa
         "tokenizers/next_scale/model"
     )
     assert diffusion.prior.tokenizer_from == first.prior.tokenizer_from != token.prior.tokenizer_from
-    assert (first.num_encodings, diffusion.num_encodings) == (39, diffusion.images)
+    assert (first.num_encodings, diffusion.num_encodings) == (36, diffusion.images)
     assert first.tokenizer_flops == 3 * (first.encode_flops + first.decode_flops) * 3 * 4
+
+
+def test_one_validation_image_is_too_few(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "cifar", 10)
+    with pytest.raises(ValueError, match=r"1 validation images: .*at least 2; give data.validation"):
+        plan_families(toy_study(images), tmp_path)
+    assert plan_families(toy_study(images, data={"source": str(images), "validation": str(images)}), tmp_path)
 
 
 def test_products_of_a_tokenizer_are_counted() -> None:
@@ -105,6 +112,7 @@ def _family(number: int, **changes: Any) -> dict[str, Any]:
         (_family(0, name="diffusion"), "expected at least two, with different names"),
         (_family(0, name="../up"), "should match pattern"),
         (_family(1, samplings=[]), "expected at least one"),
+        (_family(1, samplings=[{"name": "a", "candidate": False}]), "none is a candidate for the main table"),
         (_family(1, samplings=[{"name": "a", "num_steps": 3}]), "num_steps would have no effect"),
         (_family(1, samplings=[{"name": "a", "top_p": 2}]), "less than or equal to 1"),
         (_family(1, prior={"tokenizer_from": "x"}), "give either tokenizer or prior.tokenizer_from"),
@@ -221,7 +229,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 
 
 def test_the_recipe_gives_all_families_the_same(tmp_path: Path) -> None:
-    write_images(tmp_path / "cifar", 20)
+    write_images(tmp_path / "cifar", 100)
     tree = read_study("cifar10-study", "compare") | {"data": {"source": str(tmp_path / "cifar")}}
     study = build(ComparisonStudy, tree, source="cifar10-study")
     plans = plan_families(study, tmp_path)

@@ -107,3 +107,14 @@ def test_help_and_settings_cost_no_torch(arguments: list[str], expected: str) ->
     )
     assert result.returncode == 0, result.stderr
     assert expected in result.stdout
+
+
+def test_a_source_tree_that_is_not_installed_imports() -> None:
+    code = (
+        "import importlib.metadata as metadata\n"
+        "def none(name): raise metadata.PackageNotFoundError(name)\n"
+        "metadata.version = none\n"
+        "import nextscale; print(nextscale.__version__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "not installed\n"

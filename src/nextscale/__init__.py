@@ -7,7 +7,7 @@ Special here: names are imported when they are first used, so that ``import next
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from nextscale.scales import ScaleSchedule
     from nextscale.tokenizer.model import Tokenizer
 
-__version__ = version("nextscale")
+try:
+    __version__ = version("nextscale")
+except PackageNotFoundError:  # a source tree on PYTHONPATH, installed nowhere
+    __version__ = "not installed"
+
 __all__ = [
     "DiffusionPrior", "Generator", "NextScalePrior", "NextTokenPrior", "Preview", "Result", "ScaleSchedule",
     "Tokenizer", "__version__",

@@ -6,7 +6,7 @@ for. Nothing holds state, so the same key gives the same numbers on any machine,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy
 
@@ -31,6 +31,19 @@ def _generator(first: int, second: int) -> numpy.random.Generator:
     return numpy.random.Generator(numpy.random.Philox(key=key))
 
 
+def _generators(keys: Iterable[tuple[int, int]]) -> Iterator[numpy.random.Generator]:
+    """One generator set to key after key, since making one takes longer than drawing from it.
+
+    Draw what is wanted of a key before asking for the next.
+    """
+    bits = numpy.random.Philox(key=0)
+    generator, state = numpy.random.Generator(bits), bits.state
+    for first, second in keys:
+        state["state"]["key"][0], state["state"]["key"][1] = first, second
+        bits.state = state
+        yield generator
+
+
 def token_uniforms(seed: int, num_tokens: int) -> numpy.ndarray:
     """One number in [0, 1) for each token of the image with this seed: float64 (L,)."""
     return _generator(int(seed), _TOKENS).random(num_tokens)
@@ -49,9 +62,12 @@ def image_normals(seed: int, draw: int, shape: tuple[int, ...]) -> numpy.ndarray
     return _generator(int(seed), _NOISE | draw).standard_normal(shape, dtype=numpy.float32)
 
 
-def lesson_normals(key: int, shape: tuple[int, ...]) -> numpy.ndarray:
-    """Standard normal numbers that a training or validation image is disturbed by: float32."""
-    return _generator(key, _LESSON).standard_normal(shape, dtype=numpy.float32)
+def lesson_normals(keys: Sequence[int], shape: tuple[int, ...]) -> numpy.ndarray:
+    """Standard normal numbers that training or validation images are disturbed by: float32 (B, *shape)."""
+    drawn = numpy.empty((len(keys), *shape), dtype=numpy.float32)
+    for row, generator in zip(drawn, _generators((key, _LESSON) for key in keys), strict=True):
+        generator.standard_normal(dtype=numpy.float32, out=row)
+    return drawn
 
 
 def sample_uniforms(seed: int, epoch: int, sample: int, count: int) -> numpy.ndarray:
@@ -60,16 +76,9 @@ def sample_uniforms(seed: int, epoch: int, sample: int, count: int) -> numpy.nda
 
 
 def sample_uniforms_of(seed: int, places: Iterable[tuple[int, int]], count: int) -> numpy.ndarray:
-    """`sample_uniforms` of many (epoch, sample): float64 (B, count).
-
-    One generator is set to the key of each, since making one takes longer than drawing from it.
-    """
-    bits = numpy.random.Philox(key=0)
-    generator, state, rows = numpy.random.Generator(bits), bits.state, []
-    for epoch, sample in places:
-        state["state"]["key"][0], state["state"]["key"][1] = seed, _SAMPLE | (epoch << 40) | sample
-        bits.state = state
-        rows.append(generator.random(count))
+    """`sample_uniforms` of many (epoch, sample): float64 (B, count)."""
+    keys = ((seed, _SAMPLE | (epoch << 40) | sample) for epoch, sample in places)
+    rows = [generator.random(count) for generator in _generators(keys)]
     return numpy.stack(rows) if rows else numpy.empty((0, count))
 
 

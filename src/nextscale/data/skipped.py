@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from threading import Lock
 
 from nextscale import checkpoint
 from nextscale.distributed import Distributed
@@ -18,6 +19,7 @@ class SkippedImages:
     def __init__(self) -> None:
         self.names: list[str] = []
         self.file: Path | None = None
+        self._lock = Lock()  # batches may be made by a thread
 
     def keep_in(self, folder: Path) -> None:
         """Write the names into a folder from now on, together with those that lie there already."""
@@ -33,8 +35,9 @@ class SkippedImages:
 
     def add(self, names: Iterable[str]) -> None:
         """Note bad images; the file is written when there is a new one."""
-        found = {*self.names, *names}
-        if len(found) > len(self.names):
-            self.names = sorted(found)
-            if self.file is not None:
-                checkpoint.write_file(self.file, "".join(f"{name}\n" for name in self.names))
+        with self._lock:
+            found = {*self.names, *names}
+            if len(found) > len(self.names):
+                self.names = sorted(found)
+                if self.file is not None:
+                    checkpoint.write_file(self.file, "".join(f"{name}\n" for name in self.names))

@@ -13,7 +13,6 @@ import hashlib
 
 import numpy
 import torch
-from torch import Tensor
 
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
@@ -72,8 +71,8 @@ def denoising_scores(
         with torch.autocast(device.type, enabled=False):
             clean_BLC = prior.standardise(tokenizer.features(to_model(pixels).to(device)))
         keys, shape = [validation_key(image) for image in pixels], (_QUARTERS, *clean_BLC.shape[1:])
-        noise_BQLC = _stack([lesson_normals(key, shape) for key in keys]).to(device)
-        times_BQ = _stack([validation_times(key) for key in keys]).to(device)
+        noise_BQLC = torch.from_numpy(lesson_normals(keys, shape)).to(device)
+        times_BQ = torch.from_numpy(numpy.stack([validation_times(key) for key in keys])).to(device)
         labels_B = torch.from_numpy(labels).to(device)
         for quarter in range(_QUARTERS):
             noise_BLC, times_B = noise_BQLC[:, quarter], times_BQ[:, quarter]
@@ -86,7 +85,3 @@ def denoising_scores(
     return {"loss": float(losses_Q.mean())} | {
         f"quarter_loss_{quarter}": float(loss) for quarter, loss in enumerate(losses_Q)
     }
-
-
-def _stack(arrays: list[numpy.ndarray]) -> Tensor:
-    return torch.from_numpy(numpy.stack(arrays))

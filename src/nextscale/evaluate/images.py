@@ -110,13 +110,21 @@ class SourceImages:
 
 
 class Reconstructions:
-    """What a tokenizer makes of images, with ``psnr``, ``ssim``, ``tokens`` and the ``original`` of each."""
+    """What a tokenizer makes of images, with ``psnr``, ``ssim``, ``tokens`` and the ``original`` of each.
+
+    Args:
+        tokenizer: in evaluation mode.
+        originals: the images.
+        perceptual: gives ``lpips`` too.
+        quantized: False sends the features to the decoder as they are; there are no ``tokens`` then.
+    """
 
     def __init__(
-        self, tokenizer: Tokenizer, originals: SourceImages, *, perceptual: PerceptualDistance | None = None
-    ) -> None:
+        self, tokenizer: Tokenizer, originals: SourceImages, *, perceptual: PerceptualDistance | None = None,
+        quantized: bool = True,
+    ) -> None:  # fmt: skip
         self.tokenizer, self.originals, self.count = tokenizer, originals, originals.count
-        self.perceptual = perceptual
+        self.perceptual, self.quantized = perceptual, quantized
         self.image_size = tokenizer.image_size
         self.labels, self.class_names = originals.labels, originals.class_names
 
@@ -124,10 +132,14 @@ class Reconstructions:
     def read(self, indices: range) -> tuple[numpy.ndarray, Extras]:
         originals, _ = self.originals.read(indices)
         device = next(self.tokenizer.parameters()).device
-        tokens_BL = self.tokenizer.encode(to_model(originals).to(device))
-        decoded = to_uint8(self.tokenizer.decode(tokens_BL))
-        tokens = tokens_BL.cpu().numpy()
-        extras = {"psnr": psnr(originals, decoded), "tokens": tokens, "original": originals}
+        images_BCHW, extras = to_model(originals).to(device), {"original": originals}
+        if self.quantized:
+            tokens_BL = self.tokenizer.encode(images_BCHW)
+            decoded = to_uint8(self.tokenizer.decode(tokens_BL))
+            extras["tokens"] = tokens_BL.cpu().numpy()
+        else:
+            decoded = to_uint8(self.tokenizer.decode_features(self.tokenizer.features(images_BCHW)))
+        extras["psnr"] = psnr(originals, decoded)
         if min(self.image_size) >= SSIM_WINDOW:
             extras["ssim"] = ssim(originals, decoded)
         if self.perceptual is not None:

@@ -103,10 +103,12 @@ def moments_of(features_ND: numpy.ndarray) -> Moments:
 
 
 def reconstruction_means(rows: Rows, tokenizer: Tokenizer) -> dict[str, float]:
-    """Means over the images of what was measured of each pair, and the codes used per scale."""
-    usage = CodeUsage(tokenizer.schedule, tokenizer.settings.quantizer.vocab_size)
-    usage.add(torch.from_numpy(rows["tokens"]))
+    """Means over the images of what was measured of each pair, and the codes used per scale, if any were."""
     pairs: list[str] = [name for name in ("psnr", "ssim", "lpips") if name in rows]
     means = {name: float(rows[name].mean()) for name in pairs}
+    if "tokens" not in rows:
+        return means
+    usage = CodeUsage(tokenizer.schedule, tokenizer.settings.quantizer.vocab_size)
+    usage.add(torch.from_numpy(rows["tokens"]))
     means |= {f"codes_used_{scale}": float(number) for scale, number in enumerate(usage.used())}
     return means | {f"usage_{scale}": share for scale, share in enumerate(usage.shares())}

@@ -23,7 +23,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from nextscale import checkpoint
+from nextscale import __version__, checkpoint
 from nextscale.evaluate.moments import Moments
 from nextscale.evaluate.npz import names_in, read_arrays
 from nextscale.evaluate.settings import Features, Kind, ReferenceRecord
@@ -57,8 +57,8 @@ class Reference:
 
 def versions() -> dict[str, str]:
     """What a figure was made with."""
-    names = ("nextscale", "torch", "numpy")
-    return {name: version(name) for name in names} | {"python": platform.python_version()}
+    found = {name: version(name) for name in ("torch", "numpy")}
+    return {"nextscale": __version__, **found, "python": platform.python_version()}
 
 
 def write_reference(path: Path, reference: Reference) -> None:

@@ -21,9 +21,10 @@ from nextscale.studies.families import (
     Plan,
     describe_families,
     plan_families,
+    study_images,
     train_families,
-    training_images,
 )
+from nextscale.studies.limits import score_limits
 from nextscale.studies.page import write_page
 from nextscale.studies.plots import draw_series, plots
 from nextscale.studies.quality import open_scorer, score_families
@@ -33,7 +34,7 @@ from nextscale.studies.settings import ComparisonStudy
 from nextscale.studies.timing import time_families
 from nextscale.train.run_folder import claimed_folder
 
-_MOST_CLASSES = 10  #: that are shown
+_MOST_CLASSES, _ROWS = 10, 4  #: that are shown, of each family
 
 
 def run_comparison(
@@ -66,14 +67,15 @@ def run_comparison(
     with claimed_folder(folder, _description(study)):
         for line in describe_families(plans):
             say(line)
-        source, size = training_images(study), plans[0].image_size
+        (source, validation), size = study_images(study), plans[0].image_size
         scorer = open_scorer(study, source, size, folder=folder, ranks=ranks, progress=progress)
         train_families(plans, folder, voice)
+        limits = score_limits(study, plans, validation, scorer, folder=folder, voice=voice)
         scores = score_families(study, plans, scorer, folder=folder, voice=voice)
-        times = time_families(study, plans, folder=folder, device=ranks.device, voice=voice)
-        metric = scorer.reference.record.metric
+        chosen = {name: of["chosen"] for name, of in scores.items()}
+        times = time_families(study, plans, chosen, folder=folder, device=ranks.device, voice=voice)
         report = build_report(
-            study, plans, scores=scores, times=times, metric=metric, command=command
+            study, plans, scores=scores, limits=limits, times=times, command=command
         )  # fmt: skip
         checkpoint.write_json(folder / "report.json", report)
         _write_pictures_and_page(report, plans, folder, ranks)
@@ -98,9 +100,10 @@ def _write_pictures_and_page(
     for plan in plans:
         samples[plan.name] = folder / "samples" / f"{plan.name}.png"
         generator = Generator.load(folder / "priors" / plan.name / "model", device=ranks.device)
-        labels = range(len(class_names))
-        images = generator(labels, seeds=labels, **plan.family.samplings[0].given).images
-        _write_row(images, samples[plan.name])
+        labels = [number for _ in range(_ROWS) for number in range(len(class_names))]
+        way = next(way for way in plan.family.samplings if way.name == report["chosen"][plan.name])
+        images = generator(labels, seeds=range(len(labels)), **way.given).images
+        _write_sheet(images, samples[plan.name], columns=len(class_names))
     plots = {"compute": folder / "quality_training.png", "time": folder / "quality_time.png"}
     compute = {
         name: [(look["flops"], look[metric], "") for look in looks] for name, looks in report["looks"].items()
@@ -108,14 +111,16 @@ def _write_pictures_and_page(
     draw_series(compute, plots["compute"], x="training FLOPs of the prior", y=metric)
     time: dict[str, list[tuple[float, float, str]]] = {plan.name: [] for plan in plans}
     for row in report["samplings"]:
+        if row["seconds_per_image"] is None:
+            continue
         time[row["family"]].append((row["seconds_per_image"], row[metric], row["sampling"]))
     draw_series(time, plots["time"], x="seconds per image", y=metric, lines=False)
     page = write_page(report, samples=samples, plots=plots, class_names=class_names)
     checkpoint.write_file(folder / "report.html", page)
 
 
-def _write_row(images: numpy.ndarray, file: Path) -> None:
-    sheet = grid(enlarge(images, max(1, 96 // images.shape[1])), columns=len(images))
+def _write_sheet(images: numpy.ndarray, file: Path, *, columns: int) -> None:
+    sheet = grid(enlarge(images, max(1, 96 // images.shape[1])), columns=columns)
     with checkpoint.new_file(file) as opened:
         Image.fromarray(sheet).save(opened, "PNG")
 

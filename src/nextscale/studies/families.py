@@ -79,12 +79,22 @@ class Plan:
         return self.encode_flops * self.num_encodings
 
 
-def training_images(study: ComparisonStudy) -> Source:
-    """What all families train on. Raises ValueError when there is nothing."""
+def study_images(study: ComparisonStudy) -> tuple[Source, Source]:
+    """What all families train on, and what none sees in training.
+
+    Raises ValueError when there is nothing, or fewer than two images to hold reconstructions against.
+    """
     source = open_source(study.data.source)
     if study.data.validation:
-        return source
-    return hold_out(source, study.families[0].prior.data.validation_share)[0]
+        parts = source, open_source(study.data.validation)
+    else:
+        parts = hold_out(source, study.families[0].prior.data.validation_share)
+    if (count := len(parts[1].labels)) < 2:
+        raise ValueError(
+            f"{count} validation images: reconstructions are held against at least 2; give data.validation, "
+            "or a larger data.validation_share to all families"
+        )
+    return parts
 
 
 def plan_families(study: ComparisonStudy, folder: Path) -> list[Plan]:
@@ -98,7 +108,7 @@ def plan_families(study: ComparisonStudy, folder: Path) -> list[Plan]:
         ValueError: parts that do not fit, sizes of images that differ, or numbers of parameters that differ
             by more than 5 %.
     """
-    source = training_images(study)
+    source = study_images(study)[0]
     plans: list[Plan] = []
     for family in study.families:
         budget = plans[0].prior_flops if plans else None

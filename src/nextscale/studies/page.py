@@ -28,8 +28,8 @@ Every winner is computed from its row; where 95 % intervals overlap, it is not c
 another seed might come out otherwise.</p>
 {warnings}
 <h2>Samples</h2>
-<p>A row per family, the same classes and seeds (the number of the class is the seed), none chosen.
-Classes: {classes}.</p>
+<p>The same classes and seeds of each family, seeds counting up from 0, none chosen. Classes from left to
+right: {classes}.</p>
 <div class="samples">{samples}</div>
 <h2>Figures</h2><div class="wide"><table id="figures">{figures}</table></div>
 <h2>Quality against training arithmetic</h2>
@@ -111,7 +111,9 @@ def _cell(value: dict[str, float | None]) -> str:
     return f"{text}<br><small>{_number(value['low'])} to {_number(value['high'])}</small>"
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
     if value == int(value) and abs(value) < 1e8:
         return f"{int(value):,}"
     return f"{value:.4g}"
@@ -122,12 +124,11 @@ def _samplings(report: dict[str, Any]) -> str:
     names = ("family", "sampling", "steps", "seconds per image", metric, "class agreement", "settings")
     lines = ["<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in names) + "</tr>"]
     for row in report["samplings"]:
-        agreement = row["class_agreement"]
         used = {name: value for name, value in row["settings"].items() if value is not None}
         settings = ", ".join(f"{name} {value}" for name, value in used.items())
         cells = (
-            row["family"], row["sampling"], str(row["steps"]), _number(row["seconds_per_image"]),
-            _number(row[metric]), "not known" if agreement is None else _number(agreement), settings,
+            row["family"], row["sampling"], _number(row["steps"]), _number(row["seconds_per_image"]),
+            _number(row[metric]), _number(row["class_agreement"]), settings,
         )  # fmt: skip
         lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     return "\n".join(lines)

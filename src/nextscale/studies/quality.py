@@ -1,7 +1,8 @@
 """How good the samples of each family are: in the end, on the way there, and sampled in several ways.
 
 Special here: all families make the same classes from the same seeds. Fréchet distances depend on the number
-of samples, so figures that are compared with one another are of equally many.
+of samples, so figures that are compared with one another are of equally many. Guidance and the like decide a
+distance as much as a family does, so each family comes to the main table with the best of its ways to sample.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from nextscale import checkpoint
 from nextscale.data.sources import Source
 from nextscale.distributed import Distributed
-from nextscale.evaluate.images import Samples, SourceImages
+from nextscale.evaluate.images import Extras, Samples, SourceImages
 from nextscale.evaluate.measure import make_reference
 from nextscale.evaluate.scoring import Scorer
 from nextscale.evaluate.statistics import Reference, check_features, read_statistics, write_reference
@@ -23,7 +26,7 @@ from nextscale.features.classifier import Classifier, load_classifier
 from nextscale.features.extractor import Extractor, load_extractor
 from nextscale.generate.generator import Generator
 from nextscale.studies.families import Plan, looks
-from nextscale.studies.runs import Voice
+from nextscale.studies.runs import Voice, sampling_precision
 from nextscale.studies.settings import ComparisonStudy, Sampled
 
 Result = dict[str, Any]
@@ -93,36 +96,44 @@ def score_families(
     """All scores of all families, each kept in a folder of its own as soon as it is there.
 
     Returns:
-        By family: ``main``, the scores of the first way to sample; ``samplings``, few samples of each way, by
-        name; ``looks``, few samples at points of the training, a list of ``step``, ``images``, ``flops`` and
-        ``scores``.
+        By family: ``samplings``, the scores of few samples of each way, by name; ``chosen``, the name of the
+        best candidate among them; ``main``, the scores of many samples of that one; ``looks``, few samples of
+        it at points of the training, a list of ``step``, ``images``, ``flops`` and ``scores``.
 
     Raises:
         ValueError: images that cannot be scored, or kept scores of other settings.
     """
-    few = replace(scorer, num_resamples=0)
+    few, metric = replace(scorer, num_resamples=0), scorer.reference.record.metric
     results: dict[str, Result] = {}
     for plan in plans:
         place, home = folder / "scores" / plan.name, folder / "priors" / plan.name
         generator = Generator.load(home / "model", device=scorer.ranks.device)
-        first = plan.family.samplings[0]
         voice.say(f"scores of {plan.name}")
-        main = _score(scorer, generator, first, study.num_samples, place / "main")
         samplings = {
-            way.name: _score(few, generator, way, study.few_samples, place / "samplings" / way.name)
+            way.name: _score(
+                _Samples(study, generator, way, study.few_samples), few, place / "samplings" / way.name
+            )
             for way in plan.family.samplings
         }
+        best = min(
+            (way for way in plan.family.samplings if way.candidate),
+            key=lambda way: samplings[way.name]["scores"][metric]["value"],
+        )
+        main = _score(_Samples(study, generator, best, study.num_samples), scorer, place / "main")
         points = []
         for step in looks(plan, study.looks):
             if step == plan.prior.loop.num_steps:
-                scores = samplings[first.name]
+                scores = samplings[best.name]
             else:
                 load_average(generator, home / "checkpoints" / f"step-{step:08d}")
-                scores = _score(few, generator, first, study.few_samples, place / f"step-{step:08d}")
+                of_step = _Samples(study, generator, best, study.few_samples)
+                scores = _score(of_step, few, place / f"step-{step:08d}")
             images = step * plan.prior.loop.batch_size
             flops = plan.cost.training_flops * images
             points.append({"step": step, "images": images, "flops": flops, "scores": scores})
-        results[plan.name] = {"main": main, "samplings": samplings, "looks": points}
+        results[plan.name] = {
+            "chosen": best.name, "main": main, "samplings": samplings, "looks": points,
+        }  # fmt: skip
     return results
 
 
@@ -133,13 +144,26 @@ def load_average(generator: Generator, place: Path) -> None:
     checkpoint.load_into(generator.prior, checkpoint.read_tensors(file), source=str(file))
 
 
-def _score(scorer: Scorer, generator: Generator, way: Sampled, count: int, place: Path) -> Result:
-    prior = generator.settings.prior
-    assert prior is not None
-    sampling = generator.settings.sampling.known_to(prior.kind) | way.given
-    asked = {"samples": {"count": count, "first_seed": 0, "sampling": sampling}}
+class _Samples(Samples):
+    """Samples in the precision of a study, held against the reference in float32 as any other images."""
+
+    def __init__(self, study: ComparisonStudy, generator: Generator, way: Sampled, count: int) -> None:
+        super().__init__(generator, count=count, first_seed=0, sampling=way.given)
+        self.study = study
+
+    def read(self, indices: range) -> tuple[numpy.ndarray, Extras]:
+        with sampling_precision(self.study, self.generator.prior.position.device):
+            return super().read(indices)
+
+
+def _score(samples: _Samples, scorer: Scorer, place: Path) -> Result:
+    asked = {
+        "samples": {
+            "count": samples.count, "first_seed": samples.first_seed, "precision": samples.study.precision,
+            "sampling": samples.generator.sampling(samples.sampling),
+        }
+    }  # fmt: skip
     _claim(place, asked["samples"])
-    samples = Samples(generator, count=count, first_seed=0, sampling=way.given)
     return scorer(samples, description=asked, folder=place, name=place.name)
 
 

@@ -68,8 +68,8 @@ def share(value: float, count: int) -> Value:
 
 
 def build_report(
-    study: ComparisonStudy, plans: Sequence[Plan], *, scores: dict[str, Result], times: dict[str, Any],
-    metric: str, command: str,
+    study: ComparisonStudy, plans: Sequence[Plan], *, scores: dict[str, Result], limits: dict[str, Result],
+    times: dict[str, Any], command: str,
 ) -> dict[str, Any]:  # fmt: skip
     """What ``report.json`` holds.
 
@@ -77,21 +77,27 @@ def build_report(
         study: its settings.
         plans: of the families.
         scores: of `nextscale.studies.quality.score_families`.
+        limits: of `nextscale.studies.limits.score_limits`.
         times: of `nextscale.studies.timing.time_families`.
-        metric: name of the Fréchet distance.
         command: that makes this report.
     """
     mains = {name: of["main"] for name, of in scores.items()}
     any_main = next(iter(mains.values()))
+    metric = any_main["reference"]["metric"]
     warnings = list(dict.fromkeys(text for main in mains.values() for text in main["warnings"]))
     quality = [
         decided(row, doubt=" (no interval)") for row in _quality_rows(study, scores, mains, metric)
     ]  # fmt: skip
-    rows = [*quality, *(decided(row) for row in (*_time_rows(study, plans, times), *_cost_rows(plans)))]
+    quality += _limit_rows(limits)
+    rows = [
+        *quality,
+        *(decided(row) for row in (*_time_rows(study, scores, times), *_cost_rows(plans))),
+    ]
     return {
         "command": command, "metric": metric, "families": [plan.name for plan in plans],
         "rows": [asdict(row) for row in rows],
         "samplings": _samplings(study, plans, scores, times, metric),
+        "chosen": {name: of["chosen"] for name, of in scores.items()},
         "looks": {
             name: [
                 {"step": look["step"], "images": look["images"], "flops": look["flops"],
@@ -101,7 +107,7 @@ def build_report(
             ]
             for name, of in scores.items()
         },
-        "scores": mains, "times": times, "reference": any_main["reference"],
+        "scores": mains, "limits": limits, "times": times, "reference": any_main["reference"],
         "features_digest": any_main["features_digest"], "versions": versions(),
         "warnings": warnings, "settings": study.model_dump(mode="json"),
     }  # fmt: skip
@@ -120,10 +126,14 @@ def _quality_rows(
         against = "95 % interval over the choice of samples" if name == metric else "no interval"
         rows.append(Row(name, f"{count:,} samples against the training images; {against}", values, better))
     few = {
-        family: Value(next(iter(of["samplings"].values()))["scores"][metric]["value"])
+        family: Value(of["samplings"][of["chosen"]]["scores"][metric]["value"])
         for family, of in scores.items()
     }
-    about = f"{study.few_samples:,} samples: compares with the other figures of so many, not with the above"
+    tried = ", ".join(
+        f"{family.name} {scores[family.name]['chosen']!r} of {sum(way.candidate for way in family.samplings)}"
+        for family in study.families
+    )
+    about = f"{study.few_samples:,} samples, by which the ways to sample were chosen: {tried}"
     rows.append(Row(f"{metric}, few samples", about, few, "less"))
     if all("class_agreement" in main for main in mains.values()):
         agreed = {family: share(main["class_agreement"], count) for family, main in mains.items()}
@@ -132,32 +142,56 @@ def _quality_rows(
     return rows
 
 
-def _time_rows(study: ComparisonStudy, plans: Sequence[Plan], times: dict[str, Any]) -> list[Row]:
+def _limit_rows(limits: dict[str, Result]) -> list[Row]:
+    """What the tokenizers alone lose; nobody wins, since it is no family's merit."""
+    any_limit = next(iter(limits.values()))
+    about = f"of {any_limit['reference']['count']:,} validation images by the tokenizer alone, against these"
+    rows = [
+        Row(
+            f"{name} of reconstructions", f"{about}; diffusion: of its features before quantisation",
+            {
+                family: Value(*(limit["scores"][name].get(key) for key in ("value", "low", "high")))
+                for family, limit in limits.items()
+            }, "",
+        )
+        for name in any_limit["scores"]
+    ]  # fmt: skip
+    psnr = {family: Value(limit["reconstruction"]["psnr"]) for family, limit in limits.items()}
+    rows.append(Row("PSNR of reconstructions", "in dB, mean over these images", psnr, ""))
+    if "class_agreement" in any_limit:
+        count = any_limit["reference"]["count"]
+        agreed = {family: share(limit["class_agreement"], count) for family, limit in limits.items()}
+        rows.append(Row("class agreement of reconstructions", "of these images", agreed, ""))
+    return rows
+
+
+def _time_rows(study: ComparisonStudy, scores: dict[str, Result], times: dict[str, Any]) -> list[Row]:
     rows = []
     for key, what in (("seconds", "seconds"), ("seconds_per_step", "seconds per sampling step")):
         for batch in study.timing_batches:
-            values = {
-                plan.name: Value(_time_of(times, plan, plan.family.samplings[0].name, batch)[key])
-                for plan in plans
-            }
+            chosen = {
+                name: row for name, of in scores.items()
+                if (row := _time_of(times, name, of["chosen"], batch)) is not None
+            }  # fmt: skip
+            values = {name: Value(row[key]) for name, row in chosen.items()}
             rounds = study.timing_rounds
             about = f"median of {rounds} calls, families in turn; prior, guidance and decoder"
             if key == "seconds_per_step":
-                steps = ", ".join(
-                    f"{plan.name} {_time_of(times, plan, plan.family.samplings[0].name, batch)['steps']}"
-                    for plan in plans
-                )
+                steps = ", ".join(f"{name} {row['steps']}" for name, row in chosen.items())
                 about = f"the same divided by the steps: {steps}"
             rows.append(Row(f"{what}, batch {batch}", about, values, "less"))
     return rows
 
 
-def _time_of(times: dict[str, Any], plan: Plan, sampling: str, batch: int) -> dict[str, Any]:
-    found: dict[str, Any] = next(
-        row for row in times["times"]
-        if (row["family"], row["sampling"], row["batch"]) == (plan.name, sampling, batch)
+def _time_of(times: dict[str, Any], family: str, sampling: str, batch: int) -> dict[str, Any] | None:
+    """What was timed; None where that way was not."""
+    return next(
+        (
+            row for row in times["times"]
+            if (row["family"], row["sampling"], row["batch"]) == (family, sampling, batch)
+        ),
+        None,
     )  # fmt: skip
-    return found
 
 
 def _cost_rows(plans: Sequence[Plan]) -> list[Row]:
@@ -186,14 +220,15 @@ def _samplings(
     study: ComparisonStudy, plans: Sequence[Plan], scores: dict[str, Result], times: dict[str, Any],
     metric: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Every way to sample: quality of few samples beside the time of an image at the largest batch."""
+    """Every way to sample: quality of few samples, and the time of an image in the largest batch, if any."""
     batch, rows = max(study.timing_batches), []
     for plan in plans:
         for name, result in scores[plan.name]["samplings"].items():
-            of_way = _time_of(times, plan, name, batch)
+            of_way = _time_of(times, plan.name, name, batch)
             rows.append({
                 "family": plan.name, "sampling": name, "settings": result["samples"]["sampling"],
-                "steps": of_way["steps"], "batch": batch, "seconds_per_image": of_way["seconds"] / batch,
+                "steps": of_way and of_way["steps"], "batch": batch,
+                "seconds_per_image": of_way and of_way["seconds"] / batch,
                 metric: result["scores"][metric]["value"],
                 "class_agreement": result.get("class_agreement"),
             })  # fmt: skip

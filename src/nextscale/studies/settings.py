@@ -76,11 +76,12 @@ class Sampled(BaseModel):
     temperature: float | None = Field(None, description="divides the logits")
     sampler: Literal["ddim", "ddpm"] | None = Field(None, description="of diffusion")
     num_steps: int | None = Field(None, description="of diffusion")
+    candidate: bool = Field(True, description="may be that of the main table; False: for its time and plot")
 
     @property
     def given(self) -> dict[str, Any]:
         """What it changes."""
-        return self.model_dump(exclude={"name"}, exclude_none=True)
+        return self.model_dump(exclude={"name", "candidate"}, exclude_none=True)
 
 
 class Family(BaseModel):
@@ -93,7 +94,8 @@ class Family(BaseModel):
     )
     prior: PriorRun = Field(description="its training; of all families but the first, num_steps is computed")
     samplings: tuple[Sampled, ...] = Field(
-        (Sampled(name="own"),), description="ways to sample it; the first one is that of the main table"
+        (Sampled(name="own"),),
+        description="ways to sample it; the best candidate by few samples is that of the main table",
     )
 
     @model_validator(mode="after")
@@ -113,6 +115,8 @@ class Family(BaseModel):
         names = [sampling.name for sampling in self.samplings]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"{self.name}: samplings {names}: expected at least one, with different names")
+        if not any(sampling.candidate for sampling in self.samplings):
+            raise ValueError(f"{self.name}: samplings {names}: none is a candidate for the main table")
         for sampling in self.samplings:
             refuse_idle(self.prior.prior.kind, sampling.given)
             SamplingSettings.model_validate(self.prior.sampling.model_dump() | sampling.given)
@@ -140,6 +144,7 @@ class ComparisonStudy(BaseModel):
     resamples: int = Field(200, ge=2, description="of the interval of a main figure")
     looks: int = Field(5, ge=1, description="points of each training that are scored")
     batch: int = Field(50, ge=1, description="images sampled at a time for scores")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of sampling, scored and timed")
     timing_batches: tuple[int, ...] = Field((1, 8, 64), description="images at a time that are timed")
     timing_rounds: int = Field(3, ge=1, description="times that each is timed, in turn; medians count")
 

@@ -10,7 +10,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from nextscale.evaluate.statistics import versions
 from nextscale.generate.generator import Generator
 from nextscale.generate.settings import DEFAULT_STEPS
 from nextscale.studies.families import Plan
-from nextscale.studies.runs import Voice
+from nextscale.studies.runs import Voice, sampling_precision
 from nextscale.studies.settings import ComparisonStudy, Sampled
 
 
@@ -38,9 +38,18 @@ def generation_steps(generator: Generator, sampling: dict[str, Any]) -> int:
 
 
 def time_families(
-    study: ComparisonStudy, plans: Sequence[Plan], *, folder: Path, device: torch.device, voice: Voice
-) -> dict[str, Any]:
-    """Time every way to sample every family at every batch size, or read what was timed.
+    study: ComparisonStudy, plans: Sequence[Plan], chosen: Mapping[str, str], *, folder: Path,
+    device: torch.device, voice: Voice,
+) -> dict[str, Any]:  # fmt: skip
+    """Time the families at every batch size, or read what was timed.
+
+    Args:
+        study: how often, and which ways to sample.
+        plans: of the families.
+        chosen: by family, the candidate that is timed; ways that are no candidates are timed as well.
+        folder: of the study.
+        device: where to work.
+        voice: of the study.
 
     Returns:
         What ``times.json`` holds: ``setting`` (device, threads, rounds, versions) and ``times``, a list of
@@ -48,12 +57,18 @@ def time_families(
         ``all_seconds``.
     """
     file = folder / "times.json"
+    ways = {
+        plan.name: [
+            way for way in plan.family.samplings if way.name == chosen[plan.name] or not way.candidate
+        ]
+        for plan in plans
+    }  # fmt: skip
     setting = {
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(), "machine": platform.machine(), "rounds": study.timing_rounds,
-        "batches": list(study.timing_batches), "versions": versions(),
+        "batches": list(study.timing_batches), "versions": versions(), "precision": study.precision,
         "samplings": {
-            plan.name: [way.model_dump(exclude_none=True) for way in plan.family.samplings] for plan in plans
+            name: [way.model_dump(exclude_none=True) for way in of_family] for name, of_family in ways.items()
         },
     }  # fmt: skip
     if file.is_file():
@@ -66,16 +81,17 @@ def time_families(
         plan.name: Generator.load(folder / "priors" / plan.name / "model", device=device) for plan in plans
     }
     jobs = [
-        (plan.name, way, batch)
-        for batch in study.timing_batches for plan in plans for way in plan.family.samplings
+        (name, way, batch)
+        for batch in study.timing_batches for name, of_family in ways.items() for way in of_family
     ]  # fmt: skip
     seconds: dict[tuple[str, str, int], list[float]] = {}
-    for plan in plans:  # the first call of a model is slower
-        _time(generators[plan.name], plan.family.samplings[0], batch=1)
-    for _ in range(study.timing_rounds):
-        for name, way, batch in jobs:
-            taken = _time(generators[name], way, batch=batch)
-            seconds.setdefault((name, way.name, batch), []).append(taken)
+    with sampling_precision(study, device):
+        for name, of_family in ways.items():  # the first call of a model is slower
+            _time(generators[name], of_family[0], batch=1)
+        for _ in range(study.timing_rounds):
+            for name, way, batch in jobs:
+                taken = _time(generators[name], way, batch=batch)
+                seconds.setdefault((name, way.name, batch), []).append(taken)
     times = []
     for name, way, batch in jobs:
         of_job, steps = seconds[name, way.name, batch], generation_steps(generators[name], way.given)

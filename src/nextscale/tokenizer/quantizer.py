@@ -123,7 +123,8 @@ class MultiScaleQuantizer(nn.Module):
             codes_BChw = choose(scale, accumulated).transpose(1, 2).reshape(batch, -1, rows, columns)
             if (rows, columns) != (height, width):
                 codes_BChw = F.interpolate(codes_BChw, size=(height, width), mode="bicubic")
-            accumulated = accumulated + self.phis[self.phi_of_scale[scale]](codes_BChw)
+            with torch.autocast(weight.device.type, enabled=False):
+                accumulated = accumulated + self.phis[self.phi_of_scale[scale]](codes_BChw)
             yield accumulated
 
     def resize_to(self, scale: int, map_BChw: Tensor) -> Tensor:

@@ -98,5 +98,5 @@ def lesson(batch: Batch, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     last_B3 = batch.uniforms_BR[:, -3:].double().cpu().numpy()
     times_B = (last_B3[:, 0] * NUM_TIMES).astype(numpy.int64)
     halves_B2 = (last_B3[:, 1:] * 2**24).astype(numpy.int64)
-    noise = [lesson_normals(int(high) << 24 | int(low), shape) for high, low in halves_B2]
-    return torch.from_numpy(times_B), torch.from_numpy(numpy.stack(noise))
+    keys = [int(high) << 24 | int(low) for high, low in halves_B2]
+    return torch.from_numpy(times_B), torch.from_numpy(lesson_normals(keys, shape))

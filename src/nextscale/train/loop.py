@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from nextscale.data.ahead import made_ahead
 from nextscale.data.loader import Batch
 from nextscale.distributed import Distributed
 from nextscale.train import saving
@@ -238,6 +239,8 @@ def _all_steps(run: _Run, *, show: bool) -> None:
         return
     meter = Meter(loop.batch_size)
     batches = run.task.batches(range(first, loop.num_steps), part=run.ranks.part(loop.batch_size))
+    if run.ranks.device.type == "cuda":
+        batches = made_ahead(batches)
     with (
         closing(run.ranks.each(batches)) as each,  # an error must not leave worker processes behind
         tqdm(total=loop.num_steps, initial=first, unit="step", disable=not show, mininterval=1) as bar,
