@@ -30,7 +30,7 @@ from nextscale.studies.bench.models import (
     refuse_large,
     request_for,
 )
-from nextscale.studies.bench.peak import peak_of_generation
+from nextscale.studies.bench.peak import peak_of
 from nextscale.studies.bench.rows import Row, Setting, limits_line, limits_of
 from nextscale.studies.bench.settings import WORD, BenchSettings, Sized
 from nextscale.studies.bench.work import Limits, generation_parts
@@ -169,7 +169,7 @@ def _measure_peaks(rows: list[Row], sized: Sized) -> None:
         weights = sum(file.stat().st_size for file in home.glob("*.safetensors")) // 2
         for row in rows:
             if (row["size"], row["px"]) == (sized.name, sized.px):
-                peak = peak_of_generation(home, batch=row["batch"], dtype=row["dtype"])
+                peak = peak_of("generate", folder=str(home), batch=row["batch"], dtype=row["dtype"])
                 row["peak_bytes"] = peak
                 share = peak / (weights * WORD[row["dtype"]])
                 row["told"] += [f"peak of a process of its own: {share:.2f} times its weights"]

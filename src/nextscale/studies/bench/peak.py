@@ -11,24 +11,24 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from nextscale.studies.bench.clock import resident_bytes
 
 
-def peak_of_generation(folder: Path, *, batch: int, dtype: str) -> int:
+def peak_of(action: str, **asked: Any) -> int:
     """Bytes above those after the imports: weights and everything else.
 
     Args:
-        folder: of a model.
-        batch: images at a time.
-        dtype: of the products.
+        action: generate, train or tokenize.
+        asked: ``folder`` of a model, ``batch``, ``dtype``; train: ``sized`` as JSON.
 
     Raises:
         ValueError: the process failed; with its last line.
     """
-    asked = {"folder": str(folder), "batch": batch, "dtype": dtype, "threads": torch.get_num_threads()}
+    asked |= {"action": action, "threads": torch.get_num_threads()}
     result = subprocess.run(
         [sys.executable, "-m", "nextscale.studies.bench.peak"], input=json.dumps(asked), text=True,
         capture_output=True, check=False,
@@ -40,14 +40,20 @@ def peak_of_generation(folder: Path, *, batch: int, dtype: str) -> int:
 
 
 def _work() -> None:
-    from nextscale.studies.bench.default import load_default
+    """What the process does."""
+    from nextscale.studies.bench import default, settings, tokenize, train
 
     asked = json.load(sys.stdin)
     torch.set_num_threads(asked["threads"])
     torch.mm(torch.ones(64, 64), torch.ones(64, 64))  # what the first product of a process sets up
-    before = resident_bytes()
-    generate = load_default(Path(asked["folder"]), dtype=asked["dtype"])
-    generate(asked["batch"])
+    folder, batch, dtype, before = Path(asked["folder"]), asked["batch"], asked["dtype"], resident_bytes()
+    if asked["action"] == "generate":
+        default.load_default(folder, dtype=dtype)(batch)
+    elif asked["action"] == "tokenize":
+        tokenize.encode_once(folder, batch=batch, dtype=dtype)
+    else:
+        sized = settings.Sized.model_validate_json(asked["sized"])
+        train.DefaultStep(sized, folder, batch=batch, dtype=dtype, device=torch.device("cpu"))()
     sys.stdout.write(str(resident_bytes(most=True) - before))
 
 
