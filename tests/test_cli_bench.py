@@ -95,7 +95,7 @@ def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
         (["compare", "--batch", "0"], "--batch '0': expected whole numbers from 1"),
         (["compare", "--batch", "one"], "--batch 'one': expected whole numbers from 1"),
         (["tokenize", "--batch", "2,2"], "--batch names 2, 2: give each once"),
-        (["generate", "--dtype", "float16"], "dtypes.0 is 'float16': input should be 'float32' or 'bfloat16'"),
+        (["generate", "--dtype", "float16"], "dtypes.0 is 'float16': input should be 'float32'"),
         (["generate", "--rounds", "0"], "rounds is 0: input should be greater than or equal to 1"),
         (["generate", "--device", "tpu"], "device 'tpu' is not available here"),
         (["generate", "--sizes", "d30", "--batch", "100000"], "d30 at 256 px, batch 100000, needs about"),
