@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from images import MemorySource
 from models_for_tests import make_loud, model_settings, random_batch, rows_of
 from nextscale.train.adversary import Adversary, hinge_loss
+from nextscale.train.adversary_settings import DiscriminatorSettings
 from nextscale.train.augment import augment
 from nextscale.train.discriminator import SpectralConv2d
 from nextscale.train.optimizer import build_optimizer, clip_gradients, set_rates
-from nextscale.train.settings import DiscriminatorSettings, OptimizerSettings, TokenizerRun
+from nextscale.train.settings import OptimizerSettings, TokenizerRun
 from nextscale.train.tokenizer_task import TokenizerTask
 
 CPU = torch.device("cpu")

@@ -11,10 +11,11 @@ from torch import nn
 
 from models_for_tests import SIZES, tokenizer_settings
 from nextscale.train.adversary import Adversary
+from nextscale.train.adversary_settings import DiscriminatorSettings
 from nextscale.train.alarms import adversary_alarms, usage_alarms
 from nextscale.train.discriminator import Discriminator
 from nextscale.train.logs import read_log
-from nextscale.train.settings import DiscriminatorSettings, TokenizerRun
+from nextscale.train.settings import TokenizerRun
 from nextscale.train.tokenizer_task import TokenizerTask
 from runs_for_tests import make_home, tiny_run, train_quietly
 

@@ -15,8 +15,9 @@ from models_for_tests import make_loud, model_settings, random_batch, rows_of
 from nextscale.checkpoint import digest, read_tensors
 from nextscale.features.settings import ViTSettings
 from nextscale.features.vit import VisionTransformer, load_vit
+from nextscale.train.adversary_settings import DiscriminatorSettings
 from nextscale.train.discriminator import DinoHeads, DinoView, SpectralConv2d
-from nextscale.train.settings import DiscriminatorSettings, TokenizerRun
+from nextscale.train.settings import TokenizerRun
 from nextscale.train.tokenizer_task import TokenizerTask
 from runs_for_tests import make_home, tiny_run, train_quietly
 from vit_for_tests import DEPTH, SIDE, WIDTH, vit_weights

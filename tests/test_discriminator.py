@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from nextscale.train.adversary import hinge_loss
+from nextscale.train.adversary_settings import DiscriminatorSettings
 from nextscale.train.augment import augment
 from nextscale.train.discriminator import Discriminator
-from nextscale.train.settings import DiscriminatorSettings
 
 PLAIN = {"augment": {"colour": 0, "shift": 0, "cut_out": 0}}
 

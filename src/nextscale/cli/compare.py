@@ -22,6 +22,14 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         for line in describe_families(plan_families(study, folder)):
             print(line)
         return
+    if options.only:
+        from nextscale.studies.parts import run_parts
+
+        with stoppable():
+            run_parts(
+                study, folder, options.only, device=options.device, say=say, progress=show_bars(options)
+            )
+        return
     command = shlex.join(["nextscale", "compare", options.study, "--out", str(folder), *rest])
     with stoppable():
         report = run_comparison(

@@ -240,14 +240,16 @@ def _add_scaling(add: AddCommand) -> None:
     scaling = add(
         "scaling", "Train a ladder of sizes and fit how the loss falls; run again to go on.", "scaling"
     )
-    add_study_options(scaling, "scaling.json and scaling.png", "--run.data.source my-pictures")
+    add_study_options(
+        scaling, "scaling.json and scaling.png", "--run.data.source my-pictures", part="depth2-width64"
+    )
 
 
 def _add_compare(add: AddCommand) -> None:
     compare = add(
         "compare", "Train families alike, score and time them, and report; run again to go on.", "compare"
     )
-    add_study_options(compare, "report.html and report.json", "--data.source my-pictures")
+    add_study_options(compare, "report.html and report.json", "--data.source my-pictures", part="prior:NAME")
 
 
 def _add_bench(add: AddCommand) -> None:

@@ -20,6 +20,14 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
             print(line)
         return
     folder = Path(options.out or f"runs/{Path(options.study).stem}")
+    if options.only:
+        from nextscale.studies.scaling import run_rungs
+
+        with stoppable():
+            run_rungs(
+                study, folder, options.only, device=options.device, say=say, progress=show_bars(options)
+            )
+        return
     with stoppable():
         result = run_scaling(study, folder, device=options.device, say=say, progress=show_bars(options))
     for line in describe(result):

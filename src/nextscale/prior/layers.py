@@ -119,8 +119,12 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def attend_to(query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False) -> Tensor:
-    """Attention of all queries to all keys that are given; ``causal``: of each to those up to its own place.
+def attend_to(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False,
+    mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Attention of all queries to all keys that are given; ``causal``: of each to those up to its own place;
+    ``mask``: where it is True.
 
     CPUs compute it in float32: the bfloat16 kernel's backward takes twice as long there (measured,
     docs/log.md).
@@ -129,6 +133,7 @@ def attend_to(query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal
     compute = torch.promote_types(dtype, torch.float32) if query.device.type == "cpu" else dtype
     with torch.autocast(query.device.type, enabled=False):
         mixed = F.scaled_dot_product_attention(
-            query.to(compute), key.to(compute), value.to(compute), scale=scale, is_causal=causal
-        )
+            query.to(compute), key.to(compute), value.to(compute), scale=scale, is_causal=causal,
+            attn_mask=mask,
+        )  # fmt: skip
     return mixed.to(dtype)

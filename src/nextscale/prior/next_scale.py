@@ -10,6 +10,7 @@ cache).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -20,6 +21,25 @@ from nextscale.prior.layers import attend_to
 from nextscale.prior.settings import TransformerSettings
 from nextscale.prior.transformer import Condition, TokenTransformer, empty_embedding
 from nextscale.scales import ScaleSchedule
+
+#: Tokens up to which a GPU is faster with one masked kernel than with one per scale.
+_MOST_MASKED = 256
+
+
+def block_causal_mask(offsets: Sequence[int], device: torch.device) -> Tensor:
+    """Who attends to whom: bool (L, L), True where the key's scale is not finer than the query's.
+
+    Made where it is needed, of comparisons alone: no number travels to the device, which would have to wait.
+
+    Args:
+        offsets: of the scales, L at the end.
+        device: of the mask.
+    """
+    places_L = torch.arange(offsets[-1], device=device)
+    levels_L = torch.zeros_like(places_L)
+    for offset in offsets[1:-1]:
+        levels_L = levels_L + (places_L >= offset)
+    return levels_L <= levels_L[:, None]
 
 
 class NextScalePrior(TokenTransformer):
@@ -43,7 +63,7 @@ class NextScalePrior(TokenTransformer):
         num_classes: int,
     ) -> None:
         super().__init__(settings, num_classes=num_classes)
-        self.schedule = schedule
+        self.schedule, self.offsets = schedule, tuple(schedule.offsets)  # plain numbers, for the compiler
         width, first = settings.width, schedule.num_cells[0]
         self.start_position = nn.Parameter(torch.empty(first, width))
         self.position = nn.Parameter(torch.empty(schedule.num_tokens, width))
@@ -119,9 +139,10 @@ class NextScalePrior(TokenTransformer):
         return self.position[place] + self.level_embedding(levels)
 
     def _attend_to_prefixes(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        offsets = self.schedule.offsets
+        if query.is_cuda and self.offsets[-1] <= _MOST_MASKED:
+            return attend_to(query, key, value, scale, mask=block_causal_mask(self.offsets, query.device))
         mixed = [
             attend_to(query[:, :, start:end], key[:, :, :end], value[:, :, :end], scale)
-            for start, end in pairwise(offsets)
+            for start, end in pairwise(self.offsets)
         ]
         return torch.cat(mixed, dim=2)

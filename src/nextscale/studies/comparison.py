@@ -20,14 +20,16 @@ from nextscale.pixels import enlarge, grid
 from nextscale.studies.families import (
     Plan,
     describe_families,
+    description,
     plan_families,
     study_images,
-    train_families,
+    train_prior,
+    train_tokenizer,
 )
 from nextscale.studies.limits import score_limits
 from nextscale.studies.page import write_page
 from nextscale.studies.plots import draw_series, plots
-from nextscale.studies.quality import open_scorer, score_families
+from nextscale.studies.quality import open_scorer, score_family
 from nextscale.studies.report import build_report
 from nextscale.studies.runs import Voice
 from nextscale.studies.settings import ComparisonStudy
@@ -64,14 +66,19 @@ def run_comparison(
         raise ValueError("a comparison works in one process: start it without torchrun")
     ranks = Distributed(0, 1, choose_device(device))
     voice, plans = Voice(device, say, progress), plan_families(study, folder)
-    with claimed_folder(folder, _description(study)):
+    with claimed_folder(folder, description(study)):
         for line in describe_families(plans):
             say(line)
         (source, validation), size = study_images(study), plans[0].image_size
         scorer = open_scorer(study, source, size, folder=folder, ranks=ranks, progress=progress)
-        train_families(plans, folder, voice)
+        for plan in plans:
+            train_tokenizer(plan, voice)
+        for plan in plans:
+            train_prior(plan, folder, voice)
         limits = score_limits(study, plans, validation, scorer, folder=folder, voice=voice)
-        scores = score_families(study, plans, scorer, folder=folder, voice=voice)
+        scores = {
+            plan.name: score_family(study, plan, scorer, folder=folder, voice=voice) for plan in plans
+        }  # fmt: skip
         chosen = {name: of["chosen"] for name, of in scores.items()}
         times = time_families(study, plans, chosen, folder=folder, device=ranks.device, voice=voice)
         report = build_report(
@@ -80,16 +87,6 @@ def run_comparison(
         checkpoint.write_json(folder / "report.json", report)
         _write_pictures_and_page(report, plans, folder, ranks)
     return report
-
-
-def _description(study: ComparisonStudy) -> dict[str, Any]:
-    """What must stay the same; ways to sample, numbers of samples and times may change."""
-    families = {
-        family.name: family.model_dump(mode="json", include={"tokenizer", "prior"})
-        for family in study.families
-    }
-    kept = study.model_dump(mode="json", include={"data", "features", "weights", "looks"})
-    return {"study": "compare", "families": families, **kept}
 
 
 def _write_pictures_and_page(

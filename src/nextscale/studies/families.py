@@ -25,6 +25,7 @@ from nextscale.prior.cost import Cost, cost
 from nextscale.studies.runs import Voice, train_once
 from nextscale.studies.settings import ComparisonStudy, Family
 from nextscale.tokenizer.model import Tokenizer
+from nextscale.train.run import settings_that_decide
 from nextscale.train.settings import PriorRun, TokenizerRun
 
 _TOLERANCE = 0.05  #: by which numbers of parameters may differ
@@ -218,15 +219,30 @@ def describe_families(plans: Sequence[Plan]) -> list[str]:
     return lines
 
 
-def train_families(plans: Sequence[Plan], folder: Path, voice: Voice) -> None:
-    """Train the tokenizers and priors that are not finished yet."""
-    for plan in plans:
-        if plan.tokenizer is not None:
-            place = Path(plan.prior.tokenizer_from).parent
-            train_once(plan.tokenizer, place, line=f"tokenizer of {plan.name}", voice=voice)
-    for number, plan in enumerate(plans, start=1):
-        line = f"prior {number} of {len(plans)}, {plan.name}"
-        train_once(plan.prior, folder / "priors" / plan.name, line=line, voice=voice)
+def train_tokenizer(plan: Plan, voice: Voice) -> None:
+    """Train the tokenizer of a family, unless it is given or finished."""
+    if plan.tokenizer is not None:
+        place = Path(plan.prior.tokenizer_from).parent
+        train_once(plan.tokenizer, place, line=f"tokenizer of {plan.name}", voice=voice)
+
+
+def train_prior(plan: Plan, folder: Path, voice: Voice) -> None:
+    """Train the prior of a family in the study's folder, unless it is finished."""
+    train_once(plan.prior, folder / "priors" / plan.name, line=f"prior of {plan.name}", voice=voice)
+
+
+def description(study: ComparisonStudy) -> dict[str, Any]:
+    """What must stay the same in a study's folder; ways to sample, numbers of samples, times may change."""
+    families = {
+        family.name: {
+            name: settings_that_decide(run)
+            for name, run in (("tokenizer", family.tokenizer), ("prior", family.prior))
+            if run is not None
+        }
+        for family in study.families
+    }
+    kept = study.model_dump(mode="json", include={"data", "features", "weights", "looks"})
+    return {"study": "compare", "families": families, **kept}
 
 
 def looks(plan: Plan, count: int) -> list[int]:

@@ -8,7 +8,6 @@ distance as much as a family does, so each family comes to the main table with t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,51 +89,44 @@ def _classifier(source: Source, size: tuple[int, int], ranks: Distributed) -> Cl
     return classifier.to(ranks.device) if fits else None
 
 
-def score_families(
-    study: ComparisonStudy, plans: Sequence[Plan], scorer: Scorer, *, folder: Path, voice: Voice
-) -> dict[str, Result]:
-    """All scores of all families, each kept in a folder of its own as soon as it is there.
+def score_family(study: ComparisonStudy, plan: Plan, scorer: Scorer, *, folder: Path, voice: Voice) -> Result:
+    """All scores of a family, each kept in a folder of its own as soon as it is there.
 
     Returns:
-        By family: ``samplings``, the scores of few samples of each way, by name; ``chosen``, the name of the
-        best candidate among them; ``main``, the scores of many samples of that one; ``looks``, few samples of
-        it at points of the training, a list of ``step``, ``images``, ``flops`` and ``scores``.
+        ``samplings``, the scores of few samples of each way, by name; ``chosen``, the name of the best
+        candidate among them; ``main``, the scores of many samples of that one; ``looks``, few samples of it
+        at points of the training, a list of ``step``, ``images``, ``flops`` and ``scores``.
 
     Raises:
         ValueError: images that cannot be scored, or kept scores of other settings.
     """
     few, metric = replace(scorer, num_resamples=0), scorer.reference.record.metric
-    results: dict[str, Result] = {}
-    for plan in plans:
-        place, home = folder / "scores" / plan.name, folder / "priors" / plan.name
-        generator = Generator.load(home / "model", device=scorer.ranks.device)
-        voice.say(f"scores of {plan.name}")
-        samplings = {
-            way.name: _score(
-                _Samples(study, generator, way, study.few_samples), few, place / "samplings" / way.name
-            )
-            for way in plan.family.samplings
-        }
-        best = min(
-            (way for way in plan.family.samplings if way.candidate),
-            key=lambda way: samplings[way.name]["scores"][metric]["value"],
+    place, home = folder / "scores" / plan.name, folder / "priors" / plan.name
+    generator = Generator.load(home / "model", device=scorer.ranks.device)
+    voice.say(f"scores of {plan.name}")
+    samplings = {
+        way.name: _score(
+            _Samples(study, generator, way, study.few_samples), few, place / "samplings" / way.name
         )
-        main = _score(_Samples(study, generator, best, study.num_samples), scorer, place / "main")
-        points = []
-        for step in looks(plan, study.looks):
-            if step == plan.prior.loop.num_steps:
-                scores = samplings[best.name]
-            else:
-                load_average(generator, home / "checkpoints" / f"step-{step:08d}")
-                of_step = _Samples(study, generator, best, study.few_samples)
-                scores = _score(of_step, few, place / f"step-{step:08d}")
-            images = step * plan.prior.loop.batch_size
-            flops = plan.cost.training_flops * images
-            points.append({"step": step, "images": images, "flops": flops, "scores": scores})
-        results[plan.name] = {
-            "chosen": best.name, "main": main, "samplings": samplings, "looks": points,
-        }  # fmt: skip
-    return results
+        for way in plan.family.samplings
+    }
+    best = min(
+        (way for way in plan.family.samplings if way.candidate),
+        key=lambda way: samplings[way.name]["scores"][metric]["value"],
+    )
+    main = _score(_Samples(study, generator, best, study.num_samples), scorer, place / "main")
+    points = []
+    for step in looks(plan, study.looks):
+        if step == plan.prior.loop.num_steps:
+            scores = samplings[best.name]
+        else:
+            load_average(generator, home / "checkpoints" / f"step-{step:08d}")
+            of_step = _Samples(study, generator, best, study.few_samples)
+            scores = _score(of_step, few, place / f"step-{step:08d}")
+        images = step * plan.prior.loop.batch_size
+        flops = plan.cost.training_flops * images
+        points.append({"step": step, "images": images, "flops": flops, "scores": scores})
+    return {"chosen": best.name, "main": main, "samplings": samplings, "looks": points}
 
 
 def load_average(generator: Generator, place: Path) -> None:

@@ -76,7 +76,7 @@ def build_report(
     Args:
         study: its settings.
         plans: of the families.
-        scores: of `nextscale.studies.quality.score_families`.
+        scores: of `nextscale.studies.quality.score_family`, by family.
         limits: of `nextscale.studies.limits.score_limits`.
         times: of `nextscale.studies.timing.time_families`.
         command: that makes this report.

@@ -27,7 +27,8 @@ from nextscale.studies.power_law import PowerLaw, fit_power_law, lower_envelope
 from nextscale.studies.runs import Voice, train_once
 from nextscale.studies.settings import Rung, ScalingStudy
 from nextscale.train.logs import read_log
-from nextscale.train.run_folder import claimed_folder
+from nextscale.train.run import settings_that_decide
+from nextscale.train.run_folder import claimed_folder, note_folder
 from nextscale.train.settings import PriorRun
 
 _LEAST_FRONTIER = 3  #: points that a power law needs
@@ -113,7 +114,7 @@ def run_scaling(
     """
     plots()  # complains now rather than after hours
     lines, looks = describe_plan(study, plan(study)), list[Look]()
-    with claimed_folder(folder, {"study": "scaling", "run": study.run.model_dump(mode="json")}):
+    with claimed_folder(folder, _description(study)):
         for rung, line in zip(study.rungs, lines, strict=False):
             place, run = folder / rung.name, _run_of(study, rung, folder)
             train_once(run, place, line=line, voice=Voice(device, say, progress))
@@ -123,6 +124,42 @@ def run_scaling(
         checkpoint.write_json(folder / "scaling.json", result)
         draw_power_laws(result, folder / "scaling.png")
     return result
+
+
+def _description(study: ScalingStudy) -> dict[str, Any]:
+    """What must stay the same in a ladder's folder; rungs may be added."""
+    return {"study": "scaling", "run": settings_that_decide(study.run)}
+
+
+def run_rungs(
+    study: ScalingStudy, folder: Path, names: Sequence[str], *, device: str | None = None,
+    say: Callable[[str], None], progress: bool = True,
+) -> None:  # fmt: skip
+    """Train some rungs of a ladder, while other processes or machines that share its folder train others.
+
+    Where the run keeps tokens, the first rung makes them: the others need it to have begun training.
+
+    Args:
+        study: the ladder.
+        folder: of the study.
+        names: of rungs, as ``depth2-width64``.
+        device: where to train.
+        say: takes one line for people.
+        progress: show bars.
+
+    Raises:
+        ValueError: no such rung, or settings, data or folder do not fit.
+        nextscale.train.stopping.Stopped: a signal asked for it.
+    """
+    rungs = {rung.name: rung for rung in study.rungs}
+    for name in names:
+        if name not in rungs:
+            raise ValueError(f"unknown rung {name!r}: this ladder has {', '.join(rungs)}")
+    lines = dict(zip(rungs, describe_plan(study, plan(study)), strict=False))
+    note_folder(folder, _description(study))
+    for name in names:
+        run = _run_of(study, rungs[name], folder)
+        train_once(run, folder / name, line=lines[name], voice=Voice(device, say, progress))
 
 
 def _run_of(study: ScalingStudy, rung: Rung, folder: Path) -> PriorRun:

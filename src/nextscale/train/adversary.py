@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nextscale.train.adversary_settings import DiscriminatorSettings
 from nextscale.train.augment import NUM_AUGMENT_UNIFORMS, augment
 from nextscale.train.discriminator import improve_spectral_norms
-from nextscale.train.settings import DiscriminatorSettings
 
 #: How many uniform numbers of each sample are read: originals and reconstructions are disturbed apart.
 NUM_ADVERSARY_UNIFORMS = 2 * NUM_AUGMENT_UNIFORMS

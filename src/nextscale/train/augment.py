@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nextscale.train.settings import AugmentSettings
+from nextscale.train.adversary_settings import AugmentSettings
 
 #: How many uniform numbers `augment` reads.
 NUM_AUGMENT_UNIFORMS = 7

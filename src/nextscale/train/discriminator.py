@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.features.vit import VisionTransformer
-from nextscale.train.settings import DiscriminatorSettings
+from nextscale.train.adversary_settings import DiscriminatorSettings
 
 _LARGEST_FACTOR, _GROUPS, _SLOPE = 8, 8, 0.2
 #: Iterations at the start, when the estimate knows nothing yet.

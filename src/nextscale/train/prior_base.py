@@ -81,6 +81,9 @@ class PriorBase:
         self.module: Prior = build_prior(self.settings)
         self.start_lines = self._start_from_init()
         self.module.to(device)
+        if run.compile:  # all blocks alike, so that most of the work is done once; copies are not compiled
+            for block in self.module.blocks:
+                block.compile(dynamic=False)
 
     def _start_from_init(self) -> list[str]:
         """Take the weights of `init`, where it is set. Returns what to say about it."""

@@ -35,6 +35,14 @@ def claimed_folder(folder: Path, description: dict[str, Any]) -> Iterator[None]:
         yield
 
 
+def note_folder(folder: Path, description: dict[str, Any]) -> None:
+    """As `claimed_folder`, without holding it: for one of several processes that each hold a part of it."""
+    _check(folder, description)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / _RECORD).exists():
+        checkpoint.write_json(folder / _RECORD, description)
+
+
 @contextmanager
 def claimed_by_first(folder: Path, description: dict[str, Any], ranks: Distributed) -> Iterator[None]:
     """`claimed_folder` for processes that train together: the first one claims, a refusal reaches all."""
