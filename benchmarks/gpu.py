@@ -38,7 +38,7 @@ COMMANDS = {
     "batch 1": "generate --sizes d16,d30 --batch 1 --dtype bfloat16 --rounds 5",
     "batch 25": "generate --sizes d16,d24 --batch 25 --dtype bfloat16 --rounds 3",
     "compare d16": "compare --sizes d16 --batch 1,8,64 --dtype bfloat16 --rounds 3",
-    "train": "train --sizes d16 --batch 32 --dtype bfloat16 --rounds 3",
+    "train": "train --sizes d16 --batch 32 --dtype bfloat16 --rounds 3 --compile",
     "batch 64": "generate --sizes d16 --batch 64 --dtype bfloat16 --rounds 3",
     "compare d30": "compare --sizes d30 --batch 64 --dtype bfloat16 --rounds 2",
     "tokenize": "tokenize --batch 64 --dtype bfloat16 --workers 8 --rounds 3",
@@ -157,9 +157,12 @@ def main() -> None:
 def _quick(words: Sequence[str]) -> list[str]:
     """The same command on small things."""
     small = {"--sizes": "tiny", "--batch": "2", "--rounds": "1", "--workers": "0"}
-    pairs = dict(zip(words[1::2], words[2::2], strict=True)) | {"--sizes": "tiny"}
-    kept = {option: small.get(option, value) for option, value in pairs.items()}
-    return [words[0], *(word for pair in kept.items() for word in pair)]
+    kept, after = [words[0], "--sizes", "tiny"], ""
+    for word in words[1:]:
+        if "--sizes" not in (word, after) and word != "--compile":
+            kept.append(small.get(after, word))
+        after = word
+    return kept
 
 
 if __name__ == "__main__":

@@ -103,6 +103,7 @@ def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
         (["tokenize", "--batch", "100000"], "d16 at 256 px, batch 100000, needs about"),
         (["compare", "--batch", "100000"], "d16 at 256 px, batch 100000, needs about"),
         (["generate", "--size", "d16"], "bench does not know '--size'; did you mean --sizes"),
+        (["generate", "--compile"], "bench does not know '--compile'"),
         (["train", "--workers", "2"], "bench does not know '--workers'"),
         ([], "required: ACTION"),
     ],

@@ -18,6 +18,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         "batches": _numbers("--batch", options.batch), "dtypes": _words("--dtype", options.dtype),
         "rounds": options.rounds,
     }  # fmt: skip
+    if options.action == "train":
+        tree["compile"] = options.compile
     if options.action == "tokenize":
         tree["num_workers"] = options.workers
     settings = build(BenchSettings, tree, source="bench")

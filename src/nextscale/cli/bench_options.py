@@ -36,6 +36,8 @@ def add_bench_options(command: argparse.ArgumentParser) -> None:
             "--dtype", default="float32,bfloat16", help="of the products (default: float32,bfloat16)"
         )
         action.add_argument("--rounds", type=int, default=5, help="medians of so many (default: 5)")
+        if name == "train":
+            action.add_argument("--compile", action="store_true", help="compile the default path's blocks")
         if name == "tokenize":
             action.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
         action.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")

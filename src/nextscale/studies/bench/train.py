@@ -70,11 +70,11 @@ class RandomTokens:
 class DefaultStep:
     """Training as `nextscale train prior` does it."""
 
-    def __init__(self, sized: Sized, home: Path, *, batch: int, dtype: str, device: torch.device) -> None:
-        loop = sized.run.loop.model_copy(
-            update={"batch_size": batch, "precision": dtype, "accumulate": 1}
-        )  # fmt: skip
-        changes = {"tokenizer_from": str(home), "cache_views": 0, "loop": loop}
+    def __init__(
+        self, sized: Sized, home: Path, *, batch: int, dtype: str, device: torch.device, compile: bool = False
+    ) -> None:  # fmt: skip
+        loop = sized.run.loop.model_copy(update={"batch_size": batch, "precision": dtype, "accumulate": 1})
+        changes = {"tokenizer_from": str(home), "cache_views": 0, "loop": loop, "compile": compile}
         self.run: PriorRun = sized.run.model_copy(update=changes)
         self.tokens = RandomTokens(sized.model, max(64, batch))
         self.task = PriorTask(
@@ -150,8 +150,11 @@ def _of_batch(
 ) -> list[Row]:
     device = next(tokenizer.parameters()).device
     steps = {
-        dtype: DefaultStep(sized, home, batch=batch, dtype=dtype, device=device) for dtype in settings.dtypes
-    }
+        dtype: DefaultStep(
+            sized, home, batch=batch, dtype=dtype, device=device, compile=settings.compile
+        )
+        for dtype in settings.dtypes
+    }  # fmt: skip
     plain = PlainStep(steps[settings.dtypes[0]], tokenizer, batch=batch)
     dtypes = list(dict.fromkeys([*settings.dtypes, "float32"]))
     timings, limits = time_in_turn(
