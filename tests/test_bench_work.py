@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models_for_tests import CODE_DIM, model_settings, random_generator
 from nextscale.prior.next_scale import NextScalePrior
 from nextscale.studies.bench.clock import resident_bytes, time_in_turn
+from nextscale.studies.bench.dit import dit_step
 from nextscale.studies.bench.models import (
     num_parameters,
     num_tokenizer_parameters,
@@ -114,6 +115,24 @@ def test_training_is_three_passes_and_more() -> None:
     passes = 2 * 3 * 2 * prior_pass(settings.prior, settings.schedule, settings.tokenizer.quantizer)
     assert passes < work.flops < 1.2 * passes
     assert work.num_bytes > 34 * num_parameters(settings)
+
+
+@pytest.mark.parametrize("theirs", [False, True])
+def test_a_step_of_dit(theirs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if theirs:
+        pytest.importorskip("diffusers")
+    else:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    settings = one_map(model_settings(), {"kind": "diffusion", "depth": 2, "model_dim": 64, "num_heads": 4})
+    step, name = dit_step(settings, dtype="bfloat16", device=CPU)
+    assert name == f"DiT ({'diffusers' if theirs else 'own'})"
+    step(1)
+    noisy, counted = step(2), transformer_passes(
+        settings.prior, settings.schedule, settings.tokenizer.quantizer, batch=2, guided=True,
+        dtype="bfloat16", num_steps=3,
+    )  # fmt: skip
+    assert len(noisy) == 2 and bool(torch.isfinite(noisy).all()) and len(counted) == 3
+    assert _counted(lambda: step(2)) == pytest.approx(counted[0].flops, rel=0 if not theirs else 0.1)
 
 
 def test_the_limit_is_the_larger_of_two_times() -> None:
