@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from nextscale.generate.settings import ModelSettings
 from nextscale.prior.next_scale import NextScalePrior
 from nextscale.prior.next_token import NextTokenPrior
 from nextscale.prior.settings import DiffusionSettings
@@ -24,15 +25,17 @@ from nextscale.studies.bench.clock import Timing, time_in_turn, wait
 from nextscale.studies.bench.default import make_default
 from nextscale.studies.bench.dit import dit_step
 from nextscale.studies.bench.models import (
-    generation_bytes,
+    num_parameters,
     one_map,
     random_prior,
     random_tokenizer,
     refuse_large,
     request_for,
+    sampling_bytes,
+    weight_bytes,
 )
 from nextscale.studies.bench.rows import Row, Setting, limits_line, limits_of
-from nextscale.studies.bench.settings import BenchSettings, Sized
+from nextscale.studies.bench.settings import WORD, BenchSettings, Sized
 from nextscale.studies.bench.work import Limits, Pass, generation_parts, transformer_passes
 from nextscale.studies.reference.generation import generate_plainly, next_tokens_plainly
 
@@ -49,6 +52,7 @@ class Timed(NamedTuple):
     way: str  #: plain or best
     run: Callable[[], object]
     work: list[Pass]  #: of the whole
+    weights: int  #: bytes
     timed: int = 1  #: steps that are timed
     whole: int = 1  #: steps of the whole
 
@@ -67,7 +71,9 @@ def bench_comparison(settings: BenchSettings, device: torch.device) -> list[Row]
     """Rows for every size, batch and dtype. Raises ValueError for what does not fit into the memory."""
     for sized in settings.sized:
         for batch in settings.batches:
-            needed = 2 * generation_bytes(sized.model, batch, dtypes=["float32"])
+            # next-scale and next-token, each twice, and the diffusion transformer
+            needed = 4 * weight_bytes(sized.model) + weight_bytes(_dit_model(sized))
+            needed += sampling_bytes(sized.model, batch, dtypes=settings.dtypes)
             refuse_large(needed, sized, batch, device)
     rows: list[Row] = []
     for sized in settings.sized:
@@ -94,7 +100,7 @@ class _Families:
         self.token_default = make_default(
             self.token_model, self.token_tokenizer, self.token_prior, dtype=dtype
         )  # fmt: skip
-        self.dit_model = one_map(sized.model, _rival(sized).model_dump())
+        self.dit_model = _dit_model(sized)
         self.dit, self.dit_name = dit_step(self.dit_model, dtype=dtype, device=device)
 
     def ways(self, batch: int, rounds: int) -> list[Timed]:
@@ -106,8 +112,8 @@ class _Families:
             dtype=dtype,
         )  # fmt: skip
         work = self._work(sized, batch)
-        ways = [Timed("next_scale", "best", partial(self.default, batch), work),
-                Timed("next_scale", "plain", plain, work)]  # fmt: skip
+        ways = [Timed("next_scale", "best", partial(self.default, batch), work, self.default.weight_bytes),
+                Timed("next_scale", "plain", plain, work, weight_bytes(sized.model))]  # fmt: skip
         return [*ways, *self._token_ways(batch, rounds), self._dit_way(batch)]
 
     def _work(self, sized: Sized, batch: int) -> list[Pass]:
@@ -129,6 +135,7 @@ class _Families:
             next_tokens_plainly, prior, self.token_tokenizer, request, dtype=getattr(torch, self.dtype)
         )
         work = self._work(self.sized.model_copy(update={"model": model}), batch)
+        weights = {"best": self.token_default.weight_bytes, "plain": weight_bytes(model)}
         ways = []
         candidates: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
             ("best", partial(self.token_default, batch), partial(self.token_default.rows, batch, 1)),
@@ -138,9 +145,9 @@ class _Families:
             first()
             seconds = _seconds(first, self.device)
             if seconds * rows * (rounds + 1) > _PATIENCE:
-                ways.append(Timed("next_token", way, first, work, row, row * rows))
+                ways.append(Timed("next_token", way, first, work, weights[way], row, row * rows))
             else:
-                ways.append(Timed("next_token", way, whole, work))
+                ways.append(Timed("next_token", way, whole, work, weights[way]))
         return ways
 
     def _dit_way(self, batch: int) -> Timed:
@@ -151,20 +158,23 @@ class _Families:
             dtype=self.dtype, num_steps=_DIT_STEPS,
         )  # fmt: skip
 
+        weights = num_parameters(model) * WORD[self.dtype]
+
         def run() -> None:
             for _ in range(_DIT_TIMED):
                 self.dit(batch)
 
-        return Timed(self.dit_name, "best", run, work, _DIT_TIMED, _DIT_STEPS)
+        return Timed(self.dit_name, "best", run, work, weights, _DIT_TIMED, _DIT_STEPS)
 
 
-def _rival(sized: Sized) -> DiffusionSettings:
-    """The sizes of the diffusion transformer."""
+def _dit_model(sized: Sized) -> ModelSettings:
+    """With the diffusion transformer."""
     prior = sized.model.prior
     assert prior is not None
-    if sized.name != "tiny":
-        return _DIT
-    return DiffusionSettings(depth=prior.depth, model_dim=prior.width, num_heads=prior.heads)
+    rival = _DIT
+    if sized.name == "tiny":
+        rival = DiffusionSettings(depth=prior.depth, model_dim=prior.width, num_heads=prior.heads)
+    return one_map(sized.model, rival.model_dump())
 
 
 def _seconds(way: Callable[[], object], device: torch.device) -> float:
@@ -204,7 +214,8 @@ def _row(
         told = [limits_line(limits)]
     seconds = own.seconds * way.factor
     return setting.row(
-        seconds, what=way.key, family=way.family, way=way.way, peak_bytes=own.peak_bytes,
+        seconds, what=way.key, family=way.family, way=way.way,
+        peak_bytes=None if own.peak_bytes is None else own.peak_bytes + way.weights,
         fraction_of_limit=limits.seconds(way.work) / seconds, speedup=speedup,
         times_next_scale_plain=rivals["plain"], times_next_scale_best=rivals["best"],
         scaled_from=None if way.factor == 1 else {"steps": way.timed, "of": way.whole},

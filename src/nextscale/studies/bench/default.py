@@ -25,6 +25,14 @@ class Default:
         """Where it works."""
         return self.generator.prior.position.device
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of its own copy of the weights."""
+        modules = (self.generator.tokenizer, self.generator.prior)
+        return sum(
+            item.numel() * item.element_size() for module in modules for item in module.parameters()
+        )  # fmt: skip
+
     def __call__(self, batch: int) -> Result:
         """Make images of the first classes, with the model's own sampling settings."""
         names = self.generator.class_names

@@ -22,13 +22,12 @@ from nextscale.prior.next_scale import NextScalePrior
 from nextscale.studies.bench.clock import Timing, time_in_turn
 from nextscale.studies.bench.default import Default, make_default
 from nextscale.studies.bench.models import (
-    generation_bytes,
-    num_parameters,
-    num_tokenizer_parameters,
     random_prior,
     random_tokenizer,
     refuse_large,
     request_for,
+    sampling_bytes,
+    weight_bytes,
 )
 from nextscale.studies.bench.peak import peak_of
 from nextscale.studies.bench.rows import Row, Setting, limits_line, limits_of
@@ -44,9 +43,9 @@ def bench_generation(settings: BenchSettings, device: torch.device) -> list[Row]
     """A row for every size, batch and dtype. Raises ValueError for what does not fit into the memory."""
     for sized in settings.sized:
         for batch in settings.batches:
-            refuse_large(
-                generation_bytes(sized.model, batch, dtypes=settings.dtypes), sized, batch, device
-            )  # fmt: skip
+            copies = (1 + len(settings.dtypes)) * weight_bytes(sized.model)
+            needed = copies + sampling_bytes(sized.model, batch, dtypes=["float32"])
+            refuse_large(needed, sized, batch, device)
     rows: list[Row] = []
     for sized in settings.sized:
         tokenizer, prior = random_tokenizer(sized.model, device), random_prior(sized.model, device)
@@ -56,7 +55,10 @@ def bench_generation(settings: BenchSettings, device: torch.device) -> list[Row]
         }
         for batch in settings.batches:
             found = time_generation(sized, tokenizer, prior, defaults, batch=batch, rounds=settings.rounds)
-            rows += _rows(Setting(sized, batch, ""), *found, device=device)
+            rows += [
+                _row(Setting(sized, batch, dtype), *found, weights=default.weight_bytes)
+                for dtype, default in defaults.items()
+            ]
         del tokenizer, prior, defaults
     if device.type == "cpu":
         for sized in settings.sized:
@@ -102,15 +104,7 @@ def _default_ways(default: Default, request: Request) -> dict[str, Way]:
     }  # fmt: skip
 
 
-def _rows(
-    setting: Setting, timings: Mapping[str, Timing], limits: Limits, *, device: torch.device
-) -> list[Row]:
-    """A row per dtype of one size and batch."""
-    dtypes = [name.removeprefix("default ") for name in timings if name.startswith("default ")]
-    return [_row(setting._replace(dtype=dtype), timings, limits, device=device) for dtype in dtypes]
-
-
-def _row(setting: Setting, timings: Mapping[str, Timing], limits: Limits, *, device: torch.device) -> Row:
+def _row(setting: Setting, timings: Mapping[str, Timing], limits: Limits, *, weights: int) -> Row:
     sized, batch, dtype = setting
     model = sized.model
     assert model.prior is not None
@@ -128,7 +122,7 @@ def _row(setting: Setting, timings: Mapping[str, Timing], limits: Limits, *, dev
     plain, plain_float32 = timings[f"plain {dtype}"], timings["plain float32"]
     speedup, over_float32 = whole.speedup_over(plain), whole.speedup_over(plain_float32)
     return setting.row(
-        whole.seconds, peak_bytes=_peak(whole, model_bytes(sized, dtype)),
+        whole.seconds, peak_bytes=None if whole.peak_bytes is None else whole.peak_bytes + weights,
         fraction_of_limit=limits.seconds(every) / whole.seconds, speedup=speedup,
         speedup_over_float32=over_float32, reference_seconds=plain.seconds,
         reference_float32_seconds=plain_float32.seconds, parts_seconds=parts,
@@ -146,16 +140,6 @@ def _row(setting: Setting, timings: Mapping[str, Timing], limits: Limits, *, dev
 def _share(part: str, seconds: float, fraction: float | None) -> str:
     """Of one part, in words."""
     return f"{part} {seconds:.3g} s" + (f" ({100 * fraction:.0f} % of the limit)" if fraction else "")
-
-
-def model_bytes(sized: Sized, dtype: str) -> int:
-    """Of the weights of prior and tokenizer."""
-    return (num_parameters(sized.model) + num_tokenizer_parameters(sized.model)) * WORD[dtype]
-
-
-def _peak(timing: Timing, weights: int) -> int | None:
-    """On a GPU: what the call took beside all that was there, and the weights that it uses."""
-    return None if timing.peak_bytes is None else timing.peak_bytes + weights
 
 
 def _measure_peaks(rows: list[Row], sized: Sized) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +28,8 @@ from nextscale.train.memory import cache_bytes
 Module = TypeVar("Module", bound=nn.Module)
 #: Bytes that drawing takes per logit: sorted copies, their order, probabilities and sums in float64.
 _DRAWING = 60
+#: Branches of guidance; largest maps that the decoder holds at once; what a growing cache takes / its end.
+_BRANCHES, _MAPS, _GROWING = 2, 4, 1.2
 
 
 def random_tokenizer(model: ModelSettings, device: torch.device) -> Tokenizer:
@@ -96,18 +98,21 @@ def num_tokenizer_parameters(model: ModelSettings) -> int:
     return sum(parameter.numel() for parameter in tokenizer.parameters())
 
 
-def generation_bytes(model: ModelSettings, batch: int, *, dtypes: Sequence[str]) -> int:
-    """About what a benchmark of sampling holds: a copy of the weights per dtype, the plain path's own, and
-    the work of one call, where drawing or the decoder takes most.
+def weight_bytes(model: ModelSettings) -> int:
+    """Of one copy of prior and tokenizer in float32."""
+    return WORD["float32"] * (num_parameters(model) + num_tokenizer_parameters(model))
+
+
+def sampling_bytes(model: ModelSettings, batch: int, *, dtypes: Sequence[str]) -> int:
+    """About what one call of sampling takes beside the weights: keys and values of both branches, and the
+    larger of drawing and the decoder.
     """
     assert model.prior is not None
-    weights = num_parameters(model) + num_tokenizer_parameters(model)
-    words = WORD["float32"] + sum(WORD[dtype] for dtype in dtypes)
     largest = max(part.dim_out * part.num_cells for part in decoder_parts(model.tokenizer, model.schedule))
     logits = max(model.schedule.num_cells) * model.tokenizer.quantizer.vocab_size
-    cache = 2 * 2 * cache_bytes(model.prior, model.schedule, precision="float32")
-    work = max(_DRAWING * logits, 4 * WORD["float32"] * largest) + cache
-    return weights * words + batch * work
+    precision: Literal["float32", "bfloat16"] = "float32" if "float32" in dtypes else "bfloat16"
+    cache = _BRANCHES * cache_bytes(model.prior, model.schedule, precision=precision)
+    return batch * (max(_DRAWING * logits, _MAPS * WORD["float32"] * largest) + round(_GROWING * cache))
 
 
 def refuse_large(needed: int, sized: Sized, batch: int, device: torch.device) -> None:
