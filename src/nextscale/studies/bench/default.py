@@ -1,9 +1,14 @@
-"""The default path, as a user gets it, for the benchmarks: sampling with a `Generator`."""
+"""The default path, as a user gets it, for the benchmarks: sampling with a `Generator`.
+
+Special here: a generator that takes a dtype is given it; one that does not runs under autocast.
+"""
 
 from __future__ import annotations
 
 import copy
+import inspect
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +17,8 @@ from nextscale.generate.folder import Prior
 from nextscale.generate.generator import Generator, Result
 from nextscale.generate.settings import ModelSettings
 from nextscale.tokenizer.model import Tokenizer
+
+_TAKES_DTYPE = "dtype" in inspect.signature(Generator).parameters
 
 
 class Default:
@@ -64,16 +71,17 @@ class Default:
                     quantizer.resize_to(scale, map_BChw)
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32
-        )  # fmt: skip
+        half = self._dtype != torch.float32 and not _TAKES_DTYPE
+        return torch.autocast(self.device.type, dtype=self._dtype, enabled=half)
 
 
 def make_default(model: ModelSettings, tokenizer: Tokenizer, prior: Prior, *, dtype: str) -> Default:
     """The default path on copies of these weights."""
-    return Default(Generator(model, copy.deepcopy(tokenizer), copy.deepcopy(prior)), dtype=dtype)
+    given: dict[str, Any] = {"dtype": dtype} if _TAKES_DTYPE else {}
+    return Default(Generator(model, copy.deepcopy(tokenizer), copy.deepcopy(prior), **given), dtype=dtype)
 
 
 def load_default(folder: Path, *, dtype: str) -> Default:
     """The default path on a model folder, on the CPU."""
-    return Default(Generator.load(folder), dtype=dtype)
+    given: dict[str, Any] = {"dtype": dtype} if _TAKES_DTYPE else {}
+    return Default(Generator.load(folder, **given), dtype=dtype)
