@@ -15,10 +15,10 @@ UV_INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraints 
 	--build-constraints constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test drill lint format clean
+.PHONY: help demo test drill lint format bench-gpu clean
 
 help: ## say what there is
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(VENV)/.core ## make images with the bundled model, in demo/
 	$(BIN)/nextscale demo
@@ -38,6 +38,9 @@ lint: $(VENV)/.development ## check style, types and who imports whom
 format: $(VENV)/.development ## lay the code out, sort imports
 	$(BIN)/ruff check --fix-only --select I .
 	$(BIN)/ruff format .
+
+bench-gpu: $(VENV)/.core ## measure everything on a GPU, one table last (minutes)
+	$(BIN)/python benchmarks/gpu.py
 
 clean: ## remove the environment, caches and what was built
 	rm -rf $(VENV) build dist demo .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

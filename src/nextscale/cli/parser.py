@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
+from nextscale.cli.bench_options import add_bench_options
 from nextscale.cli.scoring_options import (
     add_evaluate_options,
     add_likelihood_options,
@@ -75,6 +76,7 @@ def build_parser() -> Parser:
     for add_command in (
         _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_reconstruct, _add_convert,
         _add_evaluate, _add_statistics, _add_likelihood, _add_neighbours, _add_scaling, _add_compare,
+        _add_bench,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -252,6 +254,11 @@ def _add_compare(add: AddCommand) -> None:
         "compare", "Train families alike, score and time them, and report; run again to go on.", "compare"
     )
     add_study_options(compare, "report.html and report.json", "--data.source my-pictures", part="prior:NAME")
+
+
+def _add_bench(add: AddCommand) -> None:
+    bench = add("bench", "Time the work against the plain way of doing it, and against the machine.", "bench")
+    add_bench_options(bench)
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:

@@ -1,0 +1,1 @@
+"""How close to the limits of a machine the work comes, and how far ahead of the plain way of doing it."""
