@@ -29,6 +29,12 @@ def _counted(call: Any) -> int:
     return counter.get_total_flops() // 2
 
 
+@pytest.fixture(autouse=True)
+def _no_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a mask hides is multiplied for nothing and does not count."""
+    monkeypatch.setattr(next_scale, "MOST_MASKED", 0)
+
+
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """The counter has no formula for the attention of CPUs; written out as products it has."""
     return (query @ key.transpose(-1, -2) * scale).softmax(dim=-1) @ value

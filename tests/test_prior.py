@@ -17,7 +17,7 @@ from models_for_tests import (
     prior_inputs,
     random_generator,
 )
-from nextscale.prior.layers import attend_to
+from nextscale.prior import next_scale
 from nextscale.prior.next_scale import NextScalePrior, block_causal_mask
 from nextscale.prior.settings import PriorSettings
 from nextscale.scales import ScaleSchedule
@@ -234,11 +234,12 @@ def test_bfloat16_is_close_to_float32() -> None:
     assert 1e-4 < (half - whole).abs().mean() < 0.1 * whole.std()
 
 
-def test_one_masked_kernel_is_attention_to_prefixes() -> None:
+def test_one_masked_kernel_is_attention_to_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
     prior = lone_prior(WIDE).double()
     schedule = prior.schedule
     query, key, value = torch.randn(3, 2, 4, schedule.num_tokens, 8, dtype=torch.float64)
-    masked = attend_to(query, key, value, 0.3, mask=block_causal_mask(prior.offsets, query.device))
+    masked = prior._attend_to_prefixes(query, key, value, 0.3)
+    monkeypatch.setattr(next_scale, "MOST_MASKED", schedule.num_tokens - 1)
     torch.testing.assert_close(masked, prior._attend_to_prefixes(query, key, value, 0.3))
     levels = torch.tensor(schedule.level_ids)
     assert block_causal_mask(prior.offsets, query.device).equal(levels <= levels[:, None])

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models_for_tests import CODE_DIM, PRIOR_KINDS, VOCAB, model_settings
 from nextscale.generate.folder import build_prior
+from nextscale.prior import next_scale
 from nextscale.prior.cost import Cost, cost
 from nextscale.prior.next_token import NextTokenPrior
 from nextscale.scales import ScaleSchedule
@@ -36,7 +37,8 @@ def test_parameters(kind: str, options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_operations(kind: str, shared: bool) -> None:
+def test_operations(kind: str, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(next_scale, "MOST_MASKED", 0)  # what a mask hides does not count
     counted, prior = _case(kind, shared_adaln=shared)
     labels = torch.zeros(1, dtype=torch.int64)
     inputs = {

@@ -30,7 +30,7 @@ from ranks_for_tests import (
     rank_environment,
     start,
 )
-from runs_for_tests import STEPS, largest_difference, make_home, tiny_run, train_quietly
+from runs_for_tests import STEPS, largest_difference, make_home, settled, tiny_run, train_quietly
 from test_cli_train import TINY
 
 pytestmark = pytest.mark.slow
@@ -58,16 +58,18 @@ def measured(home: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "largest"),
-    [("prior-gradients", 1e-5), ("adversarial-gradients", 1e-5), ("double", 1e-9), ("codes", 1e-2)],
+    [("prior-gradients", 1e-5), ("adversarial-gradients", 1e-5), ("double", 1e-9), ("codes", 1e-5)],
 )
 def test_two_processes_compute_what_one_computes(name: str, largest: float, measured: Path) -> None:
-    """Codes: weights after eight steps of AdamW, which enlarges the rounding of small gradients."""
+    """Codes: weights after eight steps of AdamW."""
     first, second = (read_tensors(measured / "measured-2" / f"{name}-{rank}.safetensors") for rank in (0, 1))
     one = read_tensors(measured / "measured-1" / f"{name}-0.safetensors")
     assert all(torch.equal(first[key], second[key]) for key in one), "equal to the bit on all ranks"
     if name == "adversarial-gradients":  # originals and reconstructions pull at it alike: 0 up to rounding
         assert abs(float(one.pop("discriminator.head.bias"))) < 1e-6
         assert abs(float(first.pop("discriminator.head.bias"))) < 1e-6
+    if name == "codes":
+        one, first = settled(one), settled(first)
     difference = largest_difference(one, first)
     print(f"{name}: largest difference {difference:.3g}")
     assert difference < largest
@@ -104,7 +106,7 @@ def test_whole_runs_end_alike(kind: str, home: Path, found: tuple[Found, Found, 
     }
     scores = max(abs(first["scores"][name] / value - 1) for name, value in one["scores"].items() if value)
     print(f"{kind}: weights differ by {differences}, scores by {scores:.3g}")
-    assert max(differences.values()) < 1e-3 and scores < 1e-2
+    assert max(differences.values()) < 1e-4 and scores < 1e-2
     logs = [read_log(run / "log.jsonl") for run in runs]
     assert [(r["kind"], r["step"]) for r in logs[0]] == [(r["kind"], r["step"]) for r in logs[1]]
     assert logs[1][0]["loss"] == pytest.approx(logs[0][0]["loss"], rel=1e-4)
@@ -119,6 +121,7 @@ def test_whole_runs_end_alike(kind: str, home: Path, found: tuple[Found, Found, 
 def _largest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """The largest difference of any value."""
     assert set(one) == set(other)
+    one, other = settled(one), settled(other)
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
 
 

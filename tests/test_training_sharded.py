@@ -18,7 +18,7 @@ from nextscale.checkpoint import read_tensors
 from nextscale.train.logs import read_log
 from nextscale.train.slices import SavedTensors
 from ranks_for_tests import ALONE, during_loss, launch, train_to
-from runs_for_tests import STEPS, largest_difference, make_home, train_quietly
+from runs_for_tests import STEPS, largest_difference, make_home, settled, train_quietly
 
 pytestmark = pytest.mark.slow
 Found = dict[str, Any]
@@ -128,12 +128,13 @@ def _state(run: Path, part: str, step: int = STEPS) -> dict[str, Tensor]:
 def _largest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """The largest difference of any value."""
     assert set(one) == set(other)
+    one, other = settled(one), settled(other)
     return max(
         float((one[name].double() - other[name].double()).abs().max()) for name in one if one[name].numel()
     )
 
 
-@pytest.mark.parametrize(("kind", "largest"), [("prior", 1e-6), ("adversarial", 1e-3)])
+@pytest.mark.parametrize(("kind", "largest"), [("prior", 1e-6), ("adversarial", 1e-4)])
 def test_whole_runs_end_alike(
     kind: str, largest: float, home: Path, found: tuple[Found, Found, Found]
 ) -> None:

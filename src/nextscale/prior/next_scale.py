@@ -5,7 +5,7 @@ Letters: B batch, S scales, L tokens of all scales, T tokens of one scale, V cod
 model width.
 Special here: block-causal attention without a mask. The queries of a scale attend to the prefix of keys
 that ends with their scale, in training (all scales of one pass) as in sampling (one scale a pass, keys in a
-cache).
+cache). Only where the whole sequence is short, training takes one masked kernel, which is faster there.
 """
 
 from __future__ import annotations
@@ -18,12 +18,9 @@ from torch import Tensor, nn
 
 from nextscale.prior.cache import KeyValueCache
 from nextscale.prior.layers import attend_to
-from nextscale.prior.settings import TransformerSettings
+from nextscale.prior.settings import MOST_MASKED, TransformerSettings
 from nextscale.prior.transformer import Condition, TokenTransformer, empty_embedding
 from nextscale.scales import ScaleSchedule
-
-#: Tokens up to which a GPU is faster with one masked kernel than with one per scale.
-_MOST_MASKED = 256
 
 
 def block_causal_mask(offsets: Sequence[int], device: torch.device) -> Tensor:
@@ -139,7 +136,7 @@ class NextScalePrior(TokenTransformer):
         return self.position[place] + self.level_embedding(levels)
 
     def _attend_to_prefixes(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        if query.is_cuda and self.offsets[-1] <= _MOST_MASKED:
+        if self.offsets[-1] <= MOST_MASKED:
             return attend_to(query, key, value, scale, mask=block_causal_mask(self.offsets, query.device))
         mixed = [
             attend_to(query[:, :, start:end], key[:, :, :end], value[:, :, :end], scale)

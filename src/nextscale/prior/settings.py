@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 #: Width of the sines and cosines that tell a diffusion prior the time; as in DiT.
 TIME_DIM = 256
+#: Tokens of all scales up to which training takes one masked attention, not one per scale (docs/log.md).
+MOST_MASKED = 256
 
 
 class TransformerSettings(BaseModel):

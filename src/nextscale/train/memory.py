@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from nextscale.prior.settings import TransformerSettings
+from nextscale.prior.settings import MOST_MASKED, TransformerSettings
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.settings import QuantizerSettings, TokenizerSettings
 from nextscale.train.cost import Part, block_weights, decoder_parts, encoder_parts
@@ -53,8 +53,9 @@ def prior_block_bytes(
     else:
         # the norms work in float32, everything else in bfloat16
         numbers = _WORD * 4 + 2 * (3 + 3 + 2 + hidden + unit)
-        if on_cpu:  # attention in float32: queries, outputs, and for each scale all keys and values so far
-            prefixes = sum(schedule.offsets[1:]) / schedule.num_tokens
+        if on_cpu:  # attention in float32: queries, outputs, and for each kernel all keys and values so far
+            masked = schedule.num_tokens <= MOST_MASKED
+            prefixes = 1 if masked else sum(schedule.offsets[1:]) / schedule.num_tokens
             numbers += _WORD * (2 + 2 * prefixes) - (0 if unit else 2 * 3)
         else:
             numbers += 2 * (1 + 2 * unit)
