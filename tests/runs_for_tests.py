@@ -83,7 +83,7 @@ def train_quietly(run: Run, folder: Path, *, curves: bool = False) -> tuple[dict
 
 
 def settled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the weights that no loss depends on: their gradient is what rounding leaves, whose sign AdamW follows.
+    """Without the weights that no loss depends on: AdamW follows the sign of what rounding leaves there.
 
     They are the biases of attention's keys (which add the same to all scores of a query), and the bias of the
     discriminator's head (which originals and reconstructions pull at alike while the hinge holds for all).
