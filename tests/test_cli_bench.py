@@ -47,6 +47,7 @@ def test_generate(capsys: pytest.CaptureFixture[str]) -> None:
         assert set(row["parts_seconds"]) == {"transformer", "quantizer", "decoder", "drawing"}
         assert set(row["parts_fraction_of_limit"]) == {"transformer", "quantizer", "decoder"}
         assert row["limits"]["copy_bytes_per_second"] > 1e8
+        assert set(row["limits"]["flops_per_second"]) == {"float32", "bfloat16", "int8"}
         assert row["speedup_over_float32"] > 0 and row["reference_seconds"] > 0
     assert "images/s" in lines[1] and "tiny" in lines[2]
     assert any("transformer" in line for line in lines[:-1])
@@ -80,6 +81,7 @@ def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
     assert diffusion["scaled_from"] == {"steps": 2, "of": 250} and diffusion["speedup"] is None
     assert rows["next_scale, plain"]["speedup"] == 1.0
     assert rows["next_scale, best"]["times_next_scale_best"] == 1.0
+    assert 1e7 < rows["next_scale, best"]["peak_bytes"] < 1e9
     assert rows["next_token, plain"]["times_next_scale_plain"] > 1
     assert any("*" in line for line in lines) and any("times as long" in line for line in lines)
 

@@ -24,6 +24,7 @@ from nextscale.prior.settings import DiffusionSettings
 from nextscale.studies.bench.clock import Timing, time_in_turn, wait
 from nextscale.studies.bench.default import make_default
 from nextscale.studies.bench.dit import dit_step
+from nextscale.studies.bench.generate import measure_peaks
 from nextscale.studies.bench.models import (
     num_parameters,
     one_map,
@@ -82,6 +83,9 @@ def bench_comparison(settings: BenchSettings, device: torch.device) -> list[Row]
             for batch in settings.batches:
                 rows += _of_batch(families, Setting(sized, batch, dtype), rounds=settings.rounds)
             del families
+        if device.type == "cpu":
+            own = [row for row in rows if (row["family"], row["way"]) == ("next_scale", "best")]
+            measure_peaks(own, sized)
     return rows
 
 

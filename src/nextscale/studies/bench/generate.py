@@ -9,7 +9,7 @@ tensors of the right shapes; the transformer's time is what is left of the whole
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def bench_generation(settings: BenchSettings, device: torch.device) -> list[Row]
         del tokenizer, prior, defaults
     if device.type == "cpu":
         for sized in settings.sized:
-            _measure_peaks(rows, sized)
+            measure_peaks(rows, sized)
     return rows
 
 
@@ -80,7 +80,7 @@ def time_generation(
         ways[f"plain {dtype}"] = partial(
             generate_plainly, prior, tokenizer, request, dtype=getattr(torch, dtype)
         )
-    dtypes = list(dict.fromkeys([*defaults, "float32"]))
+    dtypes = list(dict.fromkeys([*defaults, "float32", "int8"]))  # int8: what it could bring
     return time_in_turn(ways, rounds=rounds, device=device, dtypes=dtypes)
 
 
@@ -142,7 +142,7 @@ def _share(part: str, seconds: float, fraction: float | None) -> str:
     return f"{part} {seconds:.3g} s" + (f" ({100 * fraction:.0f} % of the limit)" if fraction else "")
 
 
-def _measure_peaks(rows: list[Row], sized: Sized) -> None:
+def measure_peaks(rows: Sequence[Row], sized: Sized) -> None:
     """Fill in the peaks of one size on the CPU, each measured in a process of its own."""
     cpu = torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:

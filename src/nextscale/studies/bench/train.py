@@ -167,7 +167,7 @@ def _of_batch(
         if device.type == "cpu":
             peak = peak_of("train", sized=sized.model_dump_json(), folder=str(home), batch=batch, dtype=dtype)
         else:
-            peak = (timings[f"default {dtype}"].peak_bytes or 0) + 12 * num_parameters(sized.model)
+            peak = (timings[f"default {dtype}"].peak_bytes or 0) + _TRAINED * num_parameters(sized.model)
         rows.append(_row(Setting(sized, batch, dtype), timings, limits, peak=peak))
     return rows
 
