@@ -44,7 +44,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    """The type in which a tensor of a model generates; for some, all of them small, bfloat16 is too coarse."""
+    """The type in which a tensor of a model generates; for some, all small, bfloat16 is too coarse."""
     exact = name.startswith("quantizer.") or name.rpartition(".")[2] in _EXACT
     return torch.float32 if exact else dtype
 

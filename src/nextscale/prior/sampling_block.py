@@ -2,8 +2,8 @@
 
 Letters: B batch, T tokens, D model width, N heads, E head width.
 Special here: `Block` is the reference; both agree up to rounding, which the tests hold. On CPUs the matrices
-are laid out once in the blocks that oneDNN multiplies, which it would otherwise do at every call: few rows are
-1.5 times as fast so (docs/log.md). That layout has no name in a file: such a prior can sample but not be saved.
+are laid out once in the blocks that oneDNN multiplies, which it would otherwise do at every call: few rows
+are 1.5 times as fast so (docs/log.md). No file knows that layout: such a prior can sample but not be saved.
 """
 
 from __future__ import annotations
