@@ -114,7 +114,7 @@ def test_sampling_what_the_classifier_is_surest_of(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "kept"
-    how = ["--labels", "1", "ship", "--seed", "7", "--npz", "--temperature", "0.9"]
+    how = ["--labels", "1", "ship", "--seed", "7", "--npz", "--temperature", "0.9", "--dtype", "float32"]
     assert main(["sample", str(model), *how, "--keep-best", "0.25", "--batch", "3", "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"2 images of 8 drawn: {out / 'grid.png'}\n"
     record = json.loads((out / "settings.json").read_text())

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from models_for_tests import slow_draw, slow_filter
 from nextscale.generate.guidance import guide, ramp
-from nextscale.generate.sampling import Draw, draw_tokens, filter_logits, mix_codes
+from nextscale.generate.sampling import (
+    Draw,
+    draw_tokens,
+    filter_logits,
+    kept_weights,
+    kept_weights_by_sorting,
+    mix_codes,
+)
 from nextscale.rng import code_uniforms, token_uniforms
 
 # few different values, so that ties are common
@@ -23,11 +30,7 @@ EDGES = [0.0, 5e-324, 2.0**-53, 0.5, 1 - 2.0**-53]
 
 
 def _draw(batch: int = 1, *, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> Draw:
-    return Draw(
-        torch.full((batch,), top_k),
-        torch.full((batch,), top_p, dtype=torch.float64),
-        torch.full((batch,), temperature),
-    )
+    return Draw.of([top_k] * batch, [top_p] * batch, [temperature] * batch)
 
 
 def _filtered(logits: Sequence[float], draw: Draw) -> list[float]:
@@ -54,6 +57,31 @@ def test_top_p_keeps_at_least_the_likeliest(logits: list[float], top_p: float, t
     assert chances.count(1.0) == 1 and logits[chances.index(1.0)] == max(logits)
 
 
+@given(st.data())
+def test_the_fast_way_keeps_the_same_to_the_last_bit(data: st.DataObject) -> None:
+    """Ties, codes without any chance, and settings of every kind side by side."""
+    vocab_size, batch = data.draw(st.integers(2, 70)), data.draw(st.integers(1, 3))
+    level = st.sampled_from([-torch.inf, -3.0, -0.5, 0.25, 0.2, 2.0]) | st.floats(-9, 9, width=32)
+    row = st.lists(level, min_size=vocab_size, max_size=vocab_size).filter(lambda row: max(row) > -torch.inf)
+    logits = torch.tensor([[data.draw(row) for _ in range(3)] for _ in range(batch)])
+    settings = st.tuples(
+        st.integers(0, vocab_size) | st.sampled_from([0, 1]),
+        st.sampled_from([1e-9, 0.2, 0.5, 0.6, 0.96, 1.0]),
+        st.sampled_from([0.3, 1.0, 2.5]),
+    )
+    draw = Draw.of(*zip(*(data.draw(settings) for _ in range(batch)), strict=True))
+    assert torch.equal(kept_weights(logits, draw), kept_weights_by_sorting(logits, draw))
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (900, 1.0), (0, 0.96), (900, 0.96), (1, 0.5)])
+@pytest.mark.parametrize("coarse", [False, True], ids=["float32", "ties"])
+def test_the_fast_way_at_the_size_of_published_models(top_k: int, top_p: float, coarse: bool) -> None:
+    logits = torch.randn(2, 40, 4096) * 3
+    logits = logits.bfloat16().float() if coarse else logits
+    draw = Draw.of([top_k, 50], [top_p, 0.9], [1.0, 0.8])
+    assert torch.equal(kept_weights(logits, draw), kept_weights_by_sorting(logits, draw))
+
+
 def test_ties() -> None:
     """All codes that tie at the k-th place stay; top-p takes the first of equals until it has enough."""
     assert _filtered([0.0, 2.0, 0.0, -1.0, 0.0], _draw(top_k=2))[3] == 0
@@ -71,8 +99,7 @@ def test_off_means_off() -> None:
 def test_every_row_has_its_own_settings() -> None:
     logits = torch.randn(4, 3, 11)
     settings = [(0, 1.0, 1.0), (3, 1.0, 2.0), (0, 0.4, 0.5), (5, 0.7, 1.0)]
-    mixed = Draw(*(torch.tensor(column) for column in zip(*settings, strict=True)))
-    mixed = mixed._replace(top_p_B=mixed.top_p_B.double())
+    mixed = Draw.of(*zip(*settings, strict=True))
     uniforms = torch.rand(4, 3, dtype=torch.float64)
     tokens = draw_tokens(logits, uniforms, mixed)
     for row, (top_k, top_p, temperature) in enumerate(settings):
@@ -146,7 +173,7 @@ def test_greedy_takes_the_likeliest_whatever_the_number_and_the_neighbours() -> 
     for uniform in EDGES:
         uniforms = torch.full((2, 1), uniform, dtype=torch.float64)
         assert draw_tokens(logits[:1], uniforms[:1], _draw(top_k=1)).item() == 1
-        mixed = _draw(2)._replace(top_k_B=torch.tensor([1, 0]))
+        mixed = Draw.of([1, 0], [1.0, 1.0], [1.0, 1.0])
         assert draw_tokens(logits, uniforms, mixed)[0].item() == 1
 
 

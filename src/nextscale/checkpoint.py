@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -151,15 +151,32 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_file(path, save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file. Raises ValueError when it is missing or not one."""
-    from safetensors import SafetensorError
+def read_tensors(path: Path, *, cast: Callable[[str, Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Args:
+        path: the file.
+        cast: makes of each tensor, given its name, what is kept. One tensor at a time is read, and its
+            pages are given back before the next, so that a file in another dtype never is in memory whole.
+
+    Raises:
+        ValueError: it is missing or not such a file.
+    """
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     if not path.is_file():
         raise ValueError(f"{path} does not exist: give the folder of a model")
     try:
-        return load_file(path)
+        if cast is None:
+            return load_file(path)
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+        tensors = {}
+        for name in names:
+            with safe_open(path, "pt") as file:
+                tensors[name] = cast(name, file.get_tensor(name))
+        return tensors
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
 

@@ -182,6 +182,11 @@ def _add_sample(add: AddCommand) -> None:
         default="samples",
         help="new folder to write (default: samples), or an .npz of all images (arr_0: uint8 N, H, W, 3)",
     )
+    sample.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
+        help="of the weights: float32 draws the same tokens everywhere; auto (default) is bfloat16 where the "
+        "hardware is faster with it",
+    )  # fmt: skip
     sample.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
 
 

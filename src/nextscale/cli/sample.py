@@ -31,7 +31,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         raise ValueError(f"--out {out} is one file of all images: leave out --png and --npz")
     if options.per_label < 1 or options.batch < 1:
         raise ValueError(f"--per-label {options.per_label} and --batch {options.batch} must be at least 1")
-    generator = Generator.load(options.model, device=choose_device(options.device))
+    generator = Generator.load(options.model, device=choose_device(options.device), dtype=options.dtype)
     labels = [
         label for label in _labels(options.labels, generator.class_names) for _ in range(options.per_label)
     ]
@@ -120,6 +120,7 @@ def _record(
         "labels": ["none" if label is None else generator.class_names[int(label)] for label in labels],
         "seeds": list(seeds), "smooth": options.smooth,
         "sampling": generator.sampling(sampling_options(options)),
+        "dtype": str(generator.dtype).removeprefix("torch."),
     }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from nextscale.rng import image_normals
 
 def step_by_step(prior: DiffusionPrior, request: Request) -> Iterator[tuple[None, Tensor]]:
     """After each step, the features (B, C, h, w) as they are then believed to be; there are no tokens."""
-    device, guided = request.labels_B.device, bool((request.guidance_B > 0).any())
+    device, guided = request.labels_B.device, request.guided
     labels = request.labels_B
     if guided:  # both branches in one batch
         labels = torch.cat([labels, torch.full_like(labels, prior.unconditional)])

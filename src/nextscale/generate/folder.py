@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from nextscale import checkpoint
+from nextscale.generate.precision import stored_dtype
 from nextscale.generate.settings import ModelSettings
 from nextscale.prior.diffusion import DiffusionPrior
 from nextscale.prior.next_scale import NextScalePrior
@@ -65,20 +66,20 @@ def read_settings(folder: Path) -> ModelSettings:
         raise ValueError(f"{path} is not a valid model config: {' '.join(str(error).split())}") from error
 
 
-def load_tokenizer(folder: Path, settings: ModelSettings) -> Tokenizer:
-    """The tokenizer of a model folder, float32, not in training mode."""
+def load_tokenizer(folder: Path, settings: ModelSettings, *, dtype: torch.dtype = torch.float32) -> Tokenizer:
+    """The tokenizer of a model folder, its quantiser in float32, not in training mode."""
     with torch.device("meta"):
         tokenizer = Tokenizer(settings.tokenizer, settings.schedule)
-    return _fill(tokenizer, folder / "tokenizer.safetensors")
+    return _fill(tokenizer, folder / "tokenizer.safetensors", dtype)
 
 
-def load_prior(folder: Path, settings: ModelSettings) -> Prior:
-    """The prior of a model folder, float32, not in training mode. Raises ValueError when it has none."""
+def load_prior(folder: Path, settings: ModelSettings, *, dtype: torch.dtype = torch.float32) -> Prior:
+    """The prior of a model folder, not in training mode. Raises ValueError when it has none."""
     if settings.prior is None:
         raise ValueError(f"{folder} holds a tokenizer but no prior: train one with nextscale train prior")
     with torch.device("meta"):
         prior = build_prior(settings)
-    return _fill(prior, folder / "prior.safetensors")
+    return _fill(prior, folder / "prior.safetensors", dtype)
 
 
 def build_prior(settings: ModelSettings) -> Prior:
@@ -98,8 +99,8 @@ def build_prior(settings: ModelSettings) -> Prior:
     return NextScalePrior(given, schedule, vocab_size=vocab_size, code_dim=code_dim, num_classes=num_classes)
 
 
-def _fill(module: Module, path: Path) -> Module:
-    tensors = {name: value.float() for name, value in checkpoint.read_tensors(path).items()}
+def _fill(module: Module, path: Path, dtype: torch.dtype) -> Module:
+    tensors = checkpoint.read_tensors(path, cast=lambda name, value: value.to(stored_dtype(name, dtype)))
     checkpoint.load_into(module, tensors, source=str(path))
     return module.eval().requires_grad_(False)
 

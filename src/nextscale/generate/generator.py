@@ -22,6 +22,7 @@ from nextscale.generate.diffusion import step_by_step
 from nextscale.generate.folder import Prior, load_prior, load_tokenizer, read_settings, save_model
 from nextscale.generate.next_scale import scale_by_scale
 from nextscale.generate.next_token import token_by_token
+from nextscale.generate.precision import Dtype, choose_dtype, speed_up_prior, speed_up_tokenizer
 from nextscale.generate.request import Label, Request, Sampling, build_request
 from nextscale.generate.settings import ModelSettings
 from nextscale.pixels import grid, to_uint8
@@ -64,16 +65,33 @@ class Generator:
         settings: what ``config.json`` holds.
         tokenizer: makes images of tokens or features.
         prior: of any family; None for a model that only reconstructs.
+        dtype: of the weights: "float32", "bfloat16", or "auto", which is bfloat16 where the hardware is
+            faster with it. Both modules then become ones for generating, which neither train nor are saved.
     """
 
-    def __init__(self, settings: ModelSettings, tokenizer: Tokenizer, prior: Prior | None = None) -> None:
+    def __init__(
+        self, settings: ModelSettings, tokenizer: Tokenizer, prior: Prior | None = None, *,
+        dtype: Dtype = "float32",
+    ) -> None:  # fmt: skip
         self.settings, self.tokenizer, self._prior = settings, tokenizer.eval(), prior
+        self.dtype = choose_dtype(dtype, tokenizer.post_quant.weight.device)  #: of the weights
         if prior is not None:
             prior.eval()
+        if self.dtype != torch.float32:
+            speed_up_tokenizer(tokenizer, self.dtype)
+            if prior is not None:
+                speed_up_prior(prior, self.dtype)
 
     @classmethod
-    def load(cls, model: str | Path, *, device: str | torch.device = "cpu") -> Generator:
+    def load(
+        cls, model: str | Path, *, device: str | torch.device = "cpu", dtype: Dtype = "float32"
+    ) -> Generator:
         """Load a bundled model by name or a model folder.
+
+        Args:
+            model: its name or folder.
+            device: of the weights.
+            dtype: see `Generator`; float32 gives the same tokens on every machine, bfloat16 is faster.
 
         Raises:
             ValueError: no such model, or files that do not fit together.
@@ -82,15 +100,32 @@ class Generator:
 
         folder = find_model(model)
         settings = read_settings(folder)
-        prior = load_prior(folder, settings) if settings.prior is not None else None
-        return cls(settings, load_tokenizer(folder, settings), prior).to(device)
+        stored = choose_dtype(dtype, device)
+        prior = load_prior(folder, settings, dtype=stored).to(device) if settings.prior is not None else None
+        tokenizer = load_tokenizer(folder, settings, dtype=stored).to(device)
+        return cls(settings, tokenizer, prior, dtype=dtype)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write a model folder, whole or not at all. Raises ValueError when it holds other files."""
+        """Write a model folder, whole or not at all.
+
+        Raises:
+            ValueError: it holds other files, or this generator is not in float32.
+        """
+        if self.dtype != torch.float32:
+            raise ValueError(f"a generator in {self.dtype} cannot be saved: load it with dtype='float32'")
         save_model(Path(folder), self.settings, tokenizer=self.tokenizer, prior=self._prior, dtype=dtype)
 
     def to(self, device: str | torch.device) -> Generator:
-        """Move the weights; returns self."""
+        """Move the weights; returns self.
+
+        Raises:
+            ValueError: they are in bfloat16, and laid out for their device.
+        """
+        if self.dtype != torch.float32:
+            raise ValueError(
+                f"weights in {self.dtype} are laid out for their device: "
+                f"load them with device={str(device)!r}"
+            )
         self.tokenizer.to(device)
         if self._prior is not None:
             self._prior.to(device)

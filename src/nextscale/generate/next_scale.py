@@ -11,7 +11,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from nextscale.generate.guidance import guidance_weights, guide, num_guided_scales, ramp, sharpen
+from nextscale.generate.guidance import guide, ramp, sharpen
 from nextscale.generate.request import Request
 from nextscale.generate.sampling import draw_tokens, mix_codes
 from nextscale.prior.next_scale import NextScalePrior
@@ -25,8 +25,7 @@ def scale_by_scale(
     """The tokens (B, T) of each scale, and the map (B, C, h, w) accumulated up to it."""
     quantizer, schedule = tokenizer.quantizer, tokenizer.schedule
     batch, device = len(request.seeds), request.labels_B.device
-    weights_SB = guidance_weights(request.guidance_B, request.num_unguided_B, schedule.num_scales)
-    num_guided, sharpened = num_guided_scales(weights_SB), bool((request.ssg_B > 0).any())
+    weights_SB, num_guided = request.weights_SB, request.num_guided
     labels = request.labels_B
     if num_guided:  # both branches in one batch
         labels = torch.cat([labels, torch.full_like(labels, prior.unconditional)])
@@ -47,7 +46,7 @@ def scale_by_scale(
         if scale < num_guided:
             logits = guide(logits[:batch], logits[batch:], weights_SB[scale])
         before, coarser = coarser, logits
-        if before is not None and sharpened:
+        if before is not None and request.sharpened:
             sizes = schedule.sizes[scale - 1], schedule.sizes[scale]
             logits = sharpen(logits, before, request.ssg_B, sizes=sizes)
         if request.smooth:

@@ -28,7 +28,7 @@ def token_by_token(
     """
     schedule = tokenizer.schedule
     batch = len(request.seeds)
-    guided = bool((request.guidance_B > 0).any())
+    guided = request.guided
     labels = request.labels_B
     if guided:  # both branches in one batch
         labels = torch.cat([labels, torch.full_like(labels, prior.unconditional)])

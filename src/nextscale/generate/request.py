@@ -14,6 +14,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from nextscale.generate.guidance import guidance_weights, num_guided_scales
 from nextscale.generate.sampling import Draw
 from nextscale.generate.settings import DEFAULT_STEPS, ModelSettings, SamplingSettings, refuse_idle
 from nextscale.rng import check_seeds, token_uniforms
@@ -42,12 +43,15 @@ class Request(NamedTuple):
     labels_B: Tensor  #: int64; the unconditional class is num_classes
     seeds: tuple[int, ...]
     guidance_B: Tensor  #: float32
-    num_unguided_B: Tensor  #: int64
+    weights_SB: Tensor  #: float32, the guidance of each scale
+    num_guided: int  #: scales that need the unconditional branch
     ssg_B: Tensor  #: float32
+    sharpened: bool  #: whether any image has scaled spatial guidance
     draw: Draw
     smooth: bool
     sampler: str
     num_steps: int
+    guided: bool  #: whether any image has guidance
 
     def uniforms(self, num_tokens: int) -> Tensor:
         """The random numbers of every image's tokens, from its own seed: float64 (B, num_tokens)."""
@@ -127,24 +131,27 @@ def build_request(
     ssg = _spread("ssg", chosen["ssg"], count, low=0.0)
     sampler, num_steps = _denoising(chosen["sampler"], chosen["num_steps"])
 
-    def floats(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device)
-
+    weights_SB = _weights(guidance, unguided, model.schedule.num_scales)
     return Request(
         labels_B=torch.tensor([resolve_label(label, model.class_names) for label in labels], device=device),
         seeds=tuple(int(seed) for seed in seeds),
-        guidance_B=floats(guidance),
-        num_unguided_B=torch.tensor(unguided, device=device),
-        ssg_B=floats(ssg),
-        draw=Draw(
-            torch.tensor(top_k, device=device),
-            torch.tensor(top_p, dtype=torch.float64, device=device),
-            floats(temperature),
-        ),
+        guidance_B=torch.tensor(guidance, dtype=torch.float32, device=device),
+        weights_SB=weights_SB.to(device),
+        num_guided=num_guided_scales(weights_SB),
+        ssg_B=torch.tensor(ssg, dtype=torch.float32, device=device),
+        sharpened=any(value > 0 for value in ssg),
+        draw=Draw.of(top_k, top_p, temperature, device=device),
         smooth=smooth,
         sampler=sampler,
         num_steps=num_steps,
+        guided=any(value > 0 for value in guidance),
     )
+
+
+def _weights(guidance: list[float], unguided: list[int], num_scales: int) -> Tensor:
+    """On the host, since they decide what is computed, and asking a GPU for a value means waiting for it."""
+    guidance_B = torch.tensor(guidance, dtype=torch.float32)
+    return guidance_weights(guidance_B, torch.tensor(unguided), num_scales)
 
 
 def _denoising(sampler: str, num_steps: int | None) -> tuple[str, int]:

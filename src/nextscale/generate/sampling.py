@@ -8,18 +8,56 @@ image's draw reads only its own row, so neighbours cannot change it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
 
 class Draw(NamedTuple):
-    """Sampling settings of a batch."""
+    """Sampling settings of a batch, on the host, where they decide what is computed, and on the device."""
 
+    top_k: tuple[int, ...]
+    top_p: tuple[float, ...]
     top_k_B: Tensor  #: int64, 0 is off
     top_p_B: Tensor  #: float64 in (0, 1], 1 is off
     temperature_B: Tensor  #: float32, positive
+
+    @classmethod
+    def of(
+        cls, top_k: Sequence[int], top_p: Sequence[float], temperature: Sequence[float], *,
+        device: torch.device | str = "cpu",
+    ) -> Draw:  # fmt: skip
+        """One value per image of each."""
+        return cls(
+            tuple(top_k),
+            tuple(top_p),
+            torch.tensor(top_k, device=device),
+            torch.tensor(top_p, dtype=torch.float64, device=device),
+            torch.tensor(temperature, dtype=torch.float32, device=device),
+        )
+
+    def part(self, rows: slice) -> Draw:
+        """Of some images."""
+        return Draw(
+            self.top_k[rows],
+            self.top_p[rows],
+            self.top_k_B[rows],
+            self.top_p_B[rows],
+            self.temperature_B[rows],
+        )
+
+    @property
+    def by_k(self) -> bool:
+        """Whether any image leaves out codes by rank."""
+        return any(value > 0 for value in self.top_k)
+
+    @property
+    def by_p(self) -> bool:
+        """Whether any image leaves out codes by probability."""
+        return any(value < 1 for value in self.top_p)
 
 
 def filter_logits(logits_BTV: Tensor, draw: Draw) -> Tensor:
@@ -29,20 +67,21 @@ def filter_logits(logits_BTV: Tensor, draw: Draw) -> Tensor:
     top-k left.
     """
     logits_BTV = logits_BTV / draw.temperature_B[:, None, None]
-    by_k, by_p = bool((draw.top_k_B > 0).any()), bool((draw.top_p_B < 1).any())
-    if not (by_k or by_p):
+    if not (draw.by_k or draw.by_p):
         return logits_BTV
     ordered, order = logits_BTV.sort(dim=-1, descending=True, stable=True)
-    if by_k:
+    if draw.by_k:
         vocab_size = logits_BTV.shape[-1]
         last = torch.where(draw.top_k_B > 0, draw.top_k_B, vocab_size) - 1
         threshold = ordered.gather(-1, last[:, None, None].expand(-1, ordered.shape[1], 1))
         logits_BTV = logits_BTV.masked_fill(logits_BTV < threshold, -torch.inf)
         ordered = ordered.masked_fill(ordered < threshold, -torch.inf)
-    if by_p:
-        probabilities = ordered.softmax(dim=-1, dtype=torch.float64)
-        before = probabilities.cumsum(dim=-1) - probabilities  # 0 for the likeliest, which so always stays
-        outside = (before >= draw.top_p_B[:, None, None]) & (draw.top_p_B < 1)[:, None, None]
+    if draw.by_p:
+        weights = _weights(ordered, ordered[..., :1])
+        sums = weights.cumsum(dim=-1)
+        before = sums - weights  # 0 for the likeliest, which so always stays
+        outside = before >= draw.top_p_B[:, None, None] * sums[..., -1:]
+        outside &= (draw.top_p_B < 1)[:, None, None]
         logits_BTV = logits_BTV.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -torch.inf)
     return logits_BTV
 
@@ -55,14 +94,76 @@ def draw_tokens(logits_BTV: Tensor, uniforms_BT: Tensor, draw: Draw) -> Tensor:
         uniforms_BT: float64 in [0, 1), one number per token.
         draw: settings of each image.
     """
-    greedy_B, likeliest = draw.top_k_B == 1, logits_BTV.argmax(dim=-1)
-    if bool(greedy_B.all()):  # nothing is left to chance
-        return likeliest
-    cumulative = filter_logits(logits_BTV, draw).softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    target = uniforms_BT[..., None] * cumulative[..., -1:]
+    if all(value == 1 for value in draw.top_k):  # nothing is left to chance
+        return logits_BTV.argmax(dim=-1)
+    if logits_BTV.device.type == "cpu":  # image by image, so that what is computed stays in the CPU's cache
+        rows = [slice(image, image + 1) for image in range(len(logits_BTV))]
+        drawn = torch.cat(
+            [_invert(kept_weights(logits_BTV[row], draw.part(row)), uniforms_BT[row]) for row in rows]
+        )
+    else:
+        drawn = _invert(kept_weights_by_sorting(logits_BTV, draw), uniforms_BT)
+    if 1 not in draw.top_k:
+        return drawn
+    # codes that tie at the top all pass the filter
+    return torch.where((draw.top_k_B == 1)[:, None], logits_BTV.argmax(dim=-1), drawn)
+
+
+def _invert(weights_BTV: Tensor, uniforms_BT: Tensor) -> Tensor:
+    sums = weights_BTV.cumsum(dim=-1)
+    target = uniforms_BT[..., None] * sums[..., -1:]
     # the target lies below the total, so the sum passes it at a code that has probability
-    drawn = (cumulative <= target).sum(dim=-1).clamp(max=logits_BTV.shape[-1] - 1)
-    return torch.where(greedy_B[:, None], likeliest, drawn)  # codes that tie at the top all pass the filter
+    return torch.searchsorted(sums, target, right=True)[..., 0].clamp_(max=sums.shape[-1] - 1)
+
+
+def kept_weights_by_sorting(logits_BTV: Tensor, draw: Draw) -> Tensor:
+    """Probabilities of the codes that the filters keep, as multiples of the likeliest: float64 (B, T, V).
+
+    Without a look at any value from the host, so it suits GPUs; for CPUs it is the reference.
+    """
+    filtered = filter_logits(logits_BTV, draw)
+    return _weights(filtered, filtered.amax(dim=-1, keepdim=True))
+
+
+def kept_weights(logits_BTV: Tensor, draw: Draw) -> Tensor:
+    """The same on CPUs, to the last bit, several times as fast: numbers are sorted without their places,
+    which numpy does with vector instructions; places matter only where equal codes straddle the end of top-p.
+    """
+    scaled = logits_BTV / draw.temperature_B[:, None, None]
+    weights = _weights(scaled, scaled.amax(dim=-1, keepdim=True))
+    if not (draw.by_k or draw.by_p):
+        return weights
+    vocab_size = scaled.shape[-1]
+    ordered = torch.from_numpy(numpy.sort(scaled.neg().numpy(), axis=-1)).neg_()
+    count = torch.full((*scaled.shape[:2], 1), vocab_size)
+    if draw.by_k:
+        last = torch.where(draw.top_k_B > 0, draw.top_k_B, vocab_size)[:, None, None] - 1
+        threshold = ordered.gather(-1, last.expand_as(count))
+        count = (ordered >= threshold).sum(dim=-1, keepdim=True)
+    if draw.by_p:
+        count = torch.minimum(count, _count_by_p(ordered[..., : int(count.max())], count, draw))
+    least = ordered.gather(-1, count - 1)
+    weights *= scaled >= least
+    if draw.by_p:  # of codes as likely as the last one kept, the first ones stay
+        after = ordered.gather(-1, count.clamp(max=vocab_size - 1))
+        for image, token, _ in ((count < vocab_size) & (after == least)).nonzero().tolist():
+            row, edge, kept = scaled[image, token], least[image, token], int(count[image, token])
+            equals = (row == edge).nonzero()[:, 0]
+            weights[image, token, equals[kept - int((row > edge).sum()) :]] = 0
+    return weights
+
+
+def _count_by_p(ordered_BTK: Tensor, count_BT1: Tensor, draw: Draw) -> Tensor:
+    """How many of the first ``count`` codes, likeliest first, top-p keeps: int64 (B, T, 1)."""
+    weights = _weights(ordered_BTK, ordered_BTK[..., :1])
+    weights *= torch.arange(ordered_BTK.shape[-1]) < count_BT1
+    sums = weights.cumsum(dim=-1)
+    inside = (sums - weights) < draw.top_p_B[:, None, None] * sums[..., -1:]
+    return torch.where((draw.top_p_B < 1)[:, None, None], inside.sum(dim=-1, keepdim=True), count_BT1)
+
+
+def _weights(logits: Tensor, highest: Tensor) -> Tensor:
+    return (logits - highest).double().exp_()
 
 
 def mix_codes(

@@ -19,7 +19,8 @@ from nextscale.prior.settings import TransformerSettings
 #: (query, key, value), each (B, N, T, E), and the scale of the logits -> mixed values (B, N, T, E).
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
-_MAX_LOG_SCALE = math.log(100)
+#: The learned scale of the logits stays below 100.
+MAX_LOG_SCALE = math.log(100)
 
 
 class Attention(nn.Module):
@@ -48,7 +49,7 @@ class Attention(nn.Module):
         qkv = F.linear(x_BTD, self.qkv.weight, bias)
         query, key, value = qkv.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         if self.unit_qk:
-            scale = self.log_scale_N11.clamp(max=_MAX_LOG_SCALE).exp()
+            scale = self.log_scale_N11.clamp(max=MAX_LOG_SCALE).exp()
             query = F.normalize(query, dim=-1) * scale.to(query.dtype)
             key = F.normalize(key, dim=-1)
         mixed = attend(query, key, value, self.logit_scale)
@@ -121,16 +122,17 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def attend_to(
     query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False,
-    mask: Tensor | None = None,
+    mask: Tensor | None = None, backward: bool = True,
 ) -> Tensor:  # fmt: skip
     """Attention of all queries to all keys that are given; ``causal``: of each to those up to its own place;
     ``mask``: where it is True.
 
-    CPUs compute it in float32: the bfloat16 kernel's backward takes twice as long there (measured,
-    docs/log.md).
+    CPUs compute it in float32 where a backward pass may follow: that of the bfloat16 kernel takes twice as
+    long there, while its forward pass is nearly three times as fast (measured, docs/log.md).
     """
     dtype = query.dtype
-    compute = torch.promote_types(dtype, torch.float32) if query.device.type == "cpu" else dtype
+    exact = backward and query.device.type == "cpu"
+    compute = torch.promote_types(dtype, torch.float32) if exact else dtype
     with torch.autocast(query.device.type, enabled=False):
         mixed = F.scaled_dot_product_attention(
             query.to(compute), key.to(compute), value.to(compute), scale=scale, is_causal=causal,

@@ -100,7 +100,7 @@ class NextScalePrior(TokenTransformer):
             [self._start(condition), self.input_projection(inputs_BLC.to(self.position.dtype))], dim=1
         )
         x_BTD = self._through_blocks(
-            x_BTD + self._places(slice(0, total)), condition, self._attend_to_prefixes,
+            x_BTD + self._places(), condition, self._attend_to_prefixes,
             keep_D2B=keep_D2B, recompute=recompute,
         )  # fmt: skip
         return self._output(x_BTD, condition)
@@ -125,15 +125,16 @@ class NextScalePrior(TokenTransformer):
             x_BTD = self._start(condition)
         else:
             x_BTD = self.input_projection(inputs_BTC.to(self.position.dtype))
-        x_BTD = self._through_blocks_with(cache, x_BTD + self._places(place), condition, place)
+        x_BTD = x_BTD + (self.position[place] + self.level_embedding.weight[scale])
+        x_BTD = self._through_blocks_with(cache, x_BTD, condition, place)
         return self._output(x_BTD, condition)
 
     def _start(self, condition: Condition) -> Tensor:
         return condition.start_BD[:, None] + self.start_position
 
-    def _places(self, place: slice) -> Tensor:
-        levels = torch.tensor(self.schedule.level_ids[place], device=self.position.device)
-        return self.position[place] + self.level_embedding(levels)
+    def _places(self) -> Tensor:
+        levels = torch.tensor(self.schedule.level_ids, device=self.position.device)
+        return self.position + self.level_embedding(levels)
 
     def _attend_to_prefixes(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         if self.offsets[-1] <= MOST_MASKED:

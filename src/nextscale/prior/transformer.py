@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nextscale.prior.cache import KeyValueCache
 from nextscale.prior.layers import Attend, Block, at_least_float32, attend_to
+from nextscale.prior.sampling_block import SamplingBlock
 from nextscale.prior.settings import TransformerSettings
 
 
@@ -86,7 +87,9 @@ class Transformer(nn.Module):
             shared = self.shared_modulation(F.silu(embedded_BD)).view(-1, 6, self.settings.width)
         head = self.head_modulation(F.silu(embedded_BD)).view(-1, 2, self.settings.width)
         modulations = [
-            block.modulate(embedded_BD, shared) for block in self.blocks if isinstance(block, Block)
+            block.modulate(embedded_BD, shared)
+            for block in self.blocks
+            if isinstance(block, (Block, SamplingBlock))
         ]
         return Condition(embedded_BD, modulations, head)
 
@@ -147,7 +150,7 @@ def _attend_with_cache(
     cache: KeyValueCache, block: int, place: slice, query: Tensor, key: Tensor, value: Tensor, scale: float
 ) -> Tensor:
     keys, values = cache.extend(block, place, key, value)
-    return attend_to(query, keys, values, scale)
+    return attend_to(query, keys, values, scale, backward=False)
 
 
 def drop_path_factors(settings: TransformerSettings, uniforms_BR: Tensor) -> Tensor | None:

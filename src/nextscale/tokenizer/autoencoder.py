@@ -7,7 +7,6 @@ of one number belong together; the decoder walks them backwards.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.tokenizer.layers import (
@@ -16,6 +15,7 @@ from nextscale.tokenizer.layers import (
     ResidualBlock,
     Upsample,
     group_norm,
+    silu,
     through,
 )
 from nextscale.tokenizer.settings import AutoencoderSettings
@@ -89,7 +89,7 @@ class Encoder(nn.Module):
         hidden = self.conv_in(images_BCHW)
         for level in (*self.levels, self.middle):
             hidden = level(hidden, recompute=recompute)
-        return self.conv_out(F.silu(self.norm_out(hidden)))
+        return self.conv_out(silu(self.norm_out(hidden)))
 
 
 class Decoder(nn.Module):
@@ -118,4 +118,4 @@ class Decoder(nn.Module):
         hidden = self.conv_in(features_BChw)
         for level in (self.middle, *reversed(self.levels)):
             hidden = level(hidden, recompute=recompute)
-        return self.conv_out(F.silu(self.norm_out(hidden)))
+        return self.conv_out(silu(self.norm_out(hidden)))

@@ -15,6 +15,11 @@ def group_norm(num_channels: int, num_groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups, num_channels, eps=1e-6)
 
 
+def silu(x: Tensor) -> Tensor:
+    """SiLU of what a norm has just made, in its place where no backward pass will ask for it."""
+    return F.silu(x, inplace=not x.requires_grad)
+
+
 def through(block: nn.Module, x_BCHW: Tensor, *, recompute: bool) -> Tensor:
     """What a block makes of its input.
 
@@ -41,8 +46,9 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(dim_in, dim_out, 1) if dim_in != dim_out else nn.Identity()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x_BCHW)))
-        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        hidden = self.conv1(silu(self.norm1(x_BCHW)))
+        hidden = silu(self.norm2(hidden))  # a name of its own for neither, so that no tensor outlives its use
+        hidden = self.conv2(hidden)
         return self.shortcut(x_BCHW) + hidden
 
 

@@ -56,6 +56,7 @@ class Tokenizer(nn.Module):
                 f"expected images (B, 3, {self.image_size[0]}, {self.image_size[1]}), given "
                 f"{tuple(images_BCHW.shape)}: resize them, or use a model of that size"
             )
+        images_BCHW = images_BCHW.to(self.pre_quant.weight.dtype)
         return self.pre_quant(self.encoder(images_BCHW, recompute=recompute))
 
     @torch.no_grad()
@@ -88,8 +89,9 @@ class Tokenizer(nn.Module):
             yield self.decode_features(accumulated)
 
     def decode_features(self, features_BChw: Tensor) -> Tensor:
-        """An accumulated map (B, C, h, w) -> images (B, 3, H, W) in [-1, 1]."""
-        return self.decoder(self.post_quant(features_BChw)).clamp(-1, 1)
+        """An accumulated map (B, C, h, w) -> images (B, 3, H, W) in [-1, 1], float32 or wider."""
+        images_BCHW = self.decoder(self.post_quant(features_BChw.to(self.post_quant.weight.dtype)))
+        return images_BCHW.to(torch.promote_types(images_BCHW.dtype, torch.float32)).clamp(-1, 1)
 
     def teacher_inputs(self, tokens_BL: Tensor) -> Tensor:
         """Tokens (B, L) -> what a prior reads for the scales after the first: float32 (B, L - T of the first,
