@@ -12,21 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 
 from nextscale import checkpoint
 from nextscale.data.sources import Source
 from nextscale.distributed import Distributed
-from nextscale.evaluate.images import Extras, Samples, SourceImages
+from nextscale.evaluate.images import Samples, SourceImages
 from nextscale.evaluate.measure import make_reference
 from nextscale.evaluate.scoring import Scorer
 from nextscale.evaluate.statistics import Reference, check_features, read_statistics, write_reference
 from nextscale.features.classifier import Classifier, load_classifier
 from nextscale.features.extractor import Extractor, load_extractor
+from nextscale.generate.folder import load_prior, load_tokenizer
 from nextscale.generate.generator import Generator
 from nextscale.studies.families import Plan, looks
-from nextscale.studies.runs import Voice, sampling_precision
+from nextscale.studies.runs import Voice
 from nextscale.studies.settings import ComparisonStudy, Sampled
 
 Result = dict[str, Any]
@@ -122,8 +122,7 @@ def score_family(study: ComparisonStudy, plan: Plan, scorer: Scorer, *, folder: 
         if step == plan.prior.loop.num_steps and study.checkpoint == "last":
             scores = samplings[best.name]
         else:
-            load_average(generator, home / "checkpoints" / f"step-{step:08d}")
-            of_step = _Samples(study, generator, best, study.few_samples)
+            of_step = _Samples(study, _on_the_way(study, home, step, generator), best, study.few_samples)
             scores = _score(of_step, few, place / f"step-{step:08d}")
         images = step * plan.prior.loop.batch_size
         flops = plan.cost.training_flops * images
@@ -142,26 +141,28 @@ def _step_of(study: ComparisonStudy, plan: Plan, home: Path) -> int:
 def load_trained(study: ComparisonStudy, plan: Plan, folder: Path, *, device: torch.device) -> Generator:
     """A family's generator with the weights that the study compares."""
     name = "model" if study.checkpoint == "last" else "best"
-    return Generator.load(folder / "priors" / plan.name / name, device=device)
+    home = folder / "priors" / plan.name / name
+    return Generator.load(home, device=device, dtype=study.precision)
 
 
-def load_average(generator: Generator, place: Path) -> None:
+def _on_the_way(study: ComparisonStudy, home: Path, step: int, trained: Generator) -> Generator:
     """The averaged weights of a checkpoint. Raises ValueError when it is missing or damaged."""
+    place = home / "checkpoints" / f"step-{step:08d}"
     checkpoint.check_digests(place)
     file = place / "average.safetensors"
-    checkpoint.load_into(generator.prior, checkpoint.read_tensors(file), source=str(file))
+    prior = load_prior(home / "model", trained.settings)
+    checkpoint.load_into(prior, checkpoint.read_tensors(file), source=str(file))
+    device = trained.prior.position.device
+    tokenizer = load_tokenizer(home / "model", trained.settings)
+    return Generator(trained.settings, tokenizer.to(device), prior.to(device), dtype=study.precision)
 
 
 class _Samples(Samples):
-    """Samples in the precision of a study, held against the reference in float32 as any other images."""
+    """Samples of a study, and how it makes them."""
 
     def __init__(self, study: ComparisonStudy, generator: Generator, way: Sampled, count: int) -> None:
         super().__init__(generator, count=count, first_seed=0, sampling=way.given)
         self.study = study
-
-    def read(self, indices: range) -> tuple[numpy.ndarray, Extras]:
-        with sampling_precision(self.study, self.generator.prior.position.device):
-            return super().read(indices)
 
 
 def _score(samples: _Samples, scorer: Scorer, place: Path) -> Result:

@@ -7,9 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from nextscale.studies.settings import ComparisonStudy
 from nextscale.train.logs import read_log
 from nextscale.train.run import settings_that_decide, train_run
 from nextscale.train.run_folder import first_difference
@@ -59,8 +56,3 @@ def _finished(run: TokenizerRun | PriorRun, place: Path) -> bool:
             "another --out"
         )
     return True
-
-
-def sampling_precision(study: ComparisonStudy, device: torch.device) -> torch.autocast:
-    """A block in which generators work as the study says; the quantiser stays in float32 by itself."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=study.precision == "bfloat16")

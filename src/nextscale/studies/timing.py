@@ -21,7 +21,7 @@ from nextscale.evaluate.statistics import versions
 from nextscale.generate.generator import Generator
 from nextscale.generate.settings import DEFAULT_STEPS
 from nextscale.studies.families import Plan
-from nextscale.studies.runs import Voice, sampling_precision
+from nextscale.studies.runs import Voice
 from nextscale.studies.settings import ComparisonStudy, Sampled
 
 
@@ -78,10 +78,12 @@ def time_families(
             return kept
     voice.say("times")
     generators = {
-        plan.name: Generator.load(folder / "priors" / plan.name / "model", device=device) for plan in plans
-    }
-    with sampling_precision(study, device):
-        times = _times(generators, ways, batches=study.timing_batches, rounds=study.timing_rounds)
+        plan.name: Generator.load(
+            folder / "priors" / plan.name / "model", device=device, dtype=study.precision
+        )
+        for plan in plans
+    }  # fmt: skip
+    times = _times(generators, ways, batches=study.timing_batches, rounds=study.timing_rounds)
     result = {"setting": setting, "times": times}
     checkpoint.write_json(file, result)
     return result

@@ -48,7 +48,7 @@ def _work() -> None:
     torch.mm(torch.ones(64, 64), torch.ones(64, 64))  # what the first product of a process sets up
     folder, batch, dtype, before = Path(asked["folder"]), asked["batch"], asked["dtype"], resident_bytes()
     if asked["action"] == "generate":
-        default.load_default(folder, dtype=dtype)(batch)
+        default.generate_once(folder, batch=batch, dtype=dtype)
     elif asked["action"] == "tokenize":
         tokenize.encode_once(folder, batch=batch, dtype=dtype)
     else:

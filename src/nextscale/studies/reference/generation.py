@@ -64,7 +64,8 @@ def next_tokens_plainly(
 
 def _check(request: Request) -> None:
     """Raise ValueError for guidance that ends, spatial guidance, or a mixture of codes."""
-    if request.smooth or bool((request.num_unguided_B > 0).any()) or bool((request.ssg_B > 0).any()):
+    ended_B = (request.weights_SB[-1] == 0) & (request.guidance_B > 0)
+    if request.smooth or request.sharpened or bool(ended_B.any()):
         raise ValueError(
             "the plain sampler knows guidance, top_k, top_p and temperature alone: leave smooth, ssg and "
             "num_unguided_scales out"
