@@ -121,7 +121,8 @@ def test_images_as_reference(here: Path, capsys: Capture) -> None:
 
 
 def test_samples_in_a_file_score_as_the_model_does(here: Path, capsys: Capture) -> None:
-    assert main(["sample", "model", "--per-label", "2", "--batch", "7", "--out", "x.npz"]) == 0
+    how = ["--per-label", "2", "--batch", "7", "--dtype", "float32"]
+    assert main(["sample", "model", *how, "--out", "x.npz"]) == 0
     assert capsys.readouterr().out == "20 images: x.npz\n"
     with numpy.load(here / "x.npz", allow_pickle=False) as arrays:
         assert arrays["arr_0"].shape == (20, 32, 32, 3) and arrays["arr_0"].dtype == numpy.uint8

@@ -81,7 +81,7 @@ def test_token_by_token(sampling: Sampling) -> None:
     torch.testing.assert_close(images, result.images_BCHW, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("sampling", [{"ssg": 0.5}, {"num_unguided_scales": 1}], ids=str)
+@pytest.mark.parametrize("sampling", [{"ssg": 0.5}, {"num_unguided_scales": 1, "guidance": 1.5}], ids=str)
 def test_what_the_plain_path_does_not_know(sampling: Sampling) -> None:
     with pytest.raises(ValueError, match="knows guidance, top_k, top_p and temperature alone"):
         _both(random_generator(), sampling)

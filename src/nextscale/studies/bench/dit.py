@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,11 +59,12 @@ def _our_step(model: ModelSettings, *, dtype: str, device: torch.device) -> Call
 def _their_step(
     settings: DiffusionSettings, model: ModelSettings, *, dtype: str, device: torch.device
 ) -> Callable[[int], Tensor]:
-    from diffusers import DiTTransformer2DModel
+    import diffusers
 
+    make: Any = diffusers.DiTTransformer2DModel  # typed in part alone
     side, classes = 2 * model.schedule.latent_size[0], len(model.class_names)
     with torch.device(device):
-        network = DiTTransformer2DModel(
+        network = make(
             num_attention_heads=settings.heads, attention_head_dim=settings.width // settings.heads,
             num_layers=settings.depth, sample_size=side, in_channels=_LATENT_CHANNELS,
             out_channels=2 * _LATENT_CHANNELS, patch_size=2, num_embeds_ada_norm=classes,
