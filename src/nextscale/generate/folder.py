@@ -8,6 +8,7 @@ from typing import TypeAlias, TypeVar
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from nextscale import checkpoint
 from nextscale.generate.precision import stored_dtype
@@ -100,7 +101,10 @@ def build_prior(settings: ModelSettings) -> Prior:
 
 
 def _fill(module: Module, path: Path, dtype: torch.dtype) -> Module:
-    tensors = checkpoint.read_tensors(path, cast=lambda name, value: value.to(stored_dtype(name, dtype)))
+    def cast(name: str, value: Tensor) -> Tensor:
+        return value.to(stored_dtype(name, dtype), copy=True)  # else it would keep the file mapped
+
+    tensors = checkpoint.read_tensors(path, cast=cast)
     checkpoint.load_into(module, tensors, source=str(path))
     return module.eval().requires_grad_(False)
 

@@ -49,7 +49,7 @@ class ResidualBlock(nn.Module):
         hidden = self.conv1(silu(self.norm1(x_BCHW)))
         hidden = silu(self.norm2(hidden))  # a name of its own for neither, so that no tensor outlives its use
         hidden = self.conv2(hidden)
-        return self.shortcut(x_BCHW) + hidden
+        return hidden.add_(self.shortcut(x_BCHW))
 
 
 class AttentionBlock(nn.Module):
