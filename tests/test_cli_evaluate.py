@@ -57,7 +57,7 @@ def test_samples_against_training_images(here: Path, capsys: Capture) -> None:
         "FD-CIFAR", "IS-CIFAR", "KID-CIFAR", "precision-CIFAR", "recall-CIFAR"
     }  # fmt: skip
     assert result["samples"] == {
-        "count": 25, "first_seed": 3, "last_seed": 27,
+        "count": 25, "first_seed": 3, "last_seed": 27, "dtype": "float32",
         "sampling": {
             "guidance": 1.0, "top_k": 5, "top_p": 1.0, "temperature": 1.0, "num_unguided_scales": 0,
             "ssg": 0.0,
@@ -70,6 +70,15 @@ def test_samples_against_training_images(here: Path, capsys: Capture) -> None:
     from_images, _ = evaluate(f"{line} --reference train --reference-kind training", capsys)
     assert from_images["scores"]["FD-CIFAR"]["value"] == pytest.approx(expected, rel=1e-4)
     assert from_images["reference"]["source"] == "train"
+
+
+def test_samples_made_in_bfloat16(here: Path, capsys: Capture) -> None:
+    line = f"model --reference train.npz --num-samples 25 --dtype bfloat16 {QUICK}"
+    result, _ = evaluate(line, capsys)
+    samples = Generator.load("model", dtype="bfloat16")([i % 10 for i in range(25)], seeds=range(25))
+    assert result["samples"]["dtype"] == "bfloat16"
+    expected = _distance(samples.images, _pixels(here / "train"))
+    assert result["scores"]["FD-CIFAR"]["value"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_batches_change_nothing(here: Path, capsys: Capture) -> None:

@@ -27,7 +27,7 @@ from nextscale.pixels import enlarge, grid
 _GRID_PER_CLASS = 10
 _WITH_REFERENCE = (
     "reference_kind", "any_reference", "features", "weights", "protocol", "sweep", "lpips_weights",
-    "lpips_heads", "resamples",
+    "lpips_heads", "resamples", "dtype",
 )  # fmt: skip
 
 

@@ -36,6 +36,10 @@ def add_evaluate_options(evaluate: argparse.ArgumentParser) -> None:
     )
     evaluate.add_argument("--batch", type=int, help="images at a time (default: 50)")
     evaluate.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16"),
+        help="of the weights that samples are made with, as for sample (default: float32)",
+    )  # fmt: skip
+    evaluate.add_argument(
         "--resamples", type=int, help="draws behind the interval of a distance, 0 for none (default: 200)"
     )
     evaluate.add_argument("--lpips-weights", metavar="FILE", help="VGG16 for LPIPS of reconstructions")

@@ -51,7 +51,7 @@ def open_subject(options: argparse.Namespace, protocol: Protocol | None, ranks: 
     if not _is_model(options.model):
         return _given_images(options)
     folder = find_model(options.model)
-    generator = Generator.load(folder, device=ranks.device)
+    generator = Generator.load(folder, device=ranks.device, dtype=options.dtype or "float32")
     model = {"name": options.model, "digest": model_digest(folder)}
     if options.data:
         return _reconstructions(options, generator, model, ranks)
@@ -85,6 +85,7 @@ def samples_of(images: Samples, head: Mapping[str, Any]) -> Subject:
         "samples": {
             "count": images.count, "first_seed": images.first_seed,
             "last_seed": images.first_seed + images.count - 1,
+            "dtype": str(images.generator.dtype).removeprefix("torch."),
             "sampling": images.generator.sampling(images.sampling),
         },
     })  # fmt: skip
@@ -97,7 +98,9 @@ def _reconstructions(
         raise ValueError(
             "--num-samples has no effect with --data and --reference: score samples in a call of their own"
         )
-    _refuse(options, ("guidance", "top_k", "top_p", "temperature", "seed", "protocol"), "reconstructions")
+    _refuse(
+        options, ("guidance", "top_k", "top_p", "temperature", "seed", "protocol", "dtype"), "reconstructions"
+    )
     perceptual = _perceptual(options, ranks)
     size = generator.tokenizer.image_size
     if perceptual is not None:
@@ -125,7 +128,7 @@ def _given_images(options: argparse.Namespace) -> Subject:
     """Images that somebody else made, or real ones."""
     _refuse(options, (
         "num_samples", "guidance", "top_k", "top_p", "temperature", "seed", "data", "protocol", "sweep",
-        "lpips_weights", "lpips_heads",
+        "lpips_weights", "lpips_heads", "dtype",
     ), "images that are there already")  # fmt: skip
     if not Path(options.model).exists() and "/" not in options.model and "*" not in options.model:
         find_model(options.model)  # names the nearest model
