@@ -92,6 +92,8 @@ def split_settings(task: str, given: Editing) -> tuple[EditSettings, Sampling]:
             raise ValueError(
                 f"{name} would have no effect on task {task}: leave it out; it belongs to {tasks}"
             )
+    if own.get("paste") is False and "feather" in own:
+        raise ValueError(f"feather {own['feather']} would have no effect with paste False: leave it out")
     try:
         return EditSettings.model_validate(own), cast(Sampling, sampling)
     except ValidationError as error:
@@ -121,21 +123,9 @@ def prepare_edit(
     if (mask is not None) != (task in _WITH_MASK):
         need = "needs a mask, 1 where the image is kept" if mask is None else "takes no mask: leave it out"
         raise ValueError(f"task {task} {need}; tasks with a mask: {', '.join(_WITH_MASK)}")
-    keep_BHW: Tensor | None = None
-    from_scale = settings.from_scale
-    if task == "outpaint":
-        images_BCHW, keep_BHW = place_on_canvas(
-            images_BCHW, tokenizer.image_size, cell=cell, share=settings.share, place=settings.place
-        )
-        from_scale = (
-            0 if from_scale is None else from_scale
-        )  # what the canvas looks like as a whole is not given
-    elif task == "upscale":
-        fits = known_scales(images_BCHW, tokenizer)
-        from_scale = fits if from_scale is None else from_scale
-        images_BCHW = F.interpolate(images_BCHW, size=tokenizer.image_size, mode="bicubic").clamp(-1, 1)
-    elif task == "variation":
-        from_scale = (schedule.num_scales + 1) // 2 if from_scale is None else from_scale
+    images_BCHW, keep_BHW, from_scale = _at_size(images_BCHW, tokenizer, task, settings)
+    if settings.from_scale is not None:
+        from_scale = settings.from_scale
     if from_scale is not None and from_scale > schedule.num_scales:
         raise ValueError(f"from_scale {from_scale} is out of range: expected 0 to {schedule.num_scales}")
     keep_Bhw = images_BCHW.new_zeros(1, *schedule.latent_size)
@@ -154,6 +144,29 @@ def prepare_edit(
         Forced(tokens_BL.expand(count, -1), kept_BL.expand(count, -1)),
         images_BCHW, keep_BHW if settings.paste else None, feather,
     )  # fmt: skip
+
+
+def _at_size(
+    images_BCHW: Tensor, tokenizer: Tokenizer, task: Task, settings: EditSettings
+) -> tuple[Tensor, Tensor | None, int | None]:
+    """Images of the model's size, what of a canvas they are, and the scale that the task starts from."""
+    size, num_scales = tokenizer.image_size, tokenizer.schedule.num_scales
+    if task == "outpaint":  # coarse scales of the filled canvas give the surroundings their colours
+        canvas_BCHW, keep_BHW = place_on_canvas(
+            images_BCHW, size, cell=tokenizer.settings.autoencoder.reduction, share=settings.share,
+            place=settings.place,
+        )  # fmt: skip
+        return canvas_BCHW, keep_BHW, min(2, num_scales - 1)
+    if task == "upscale":
+        known = known_scales(images_BCHW, tokenizer)
+        return F.interpolate(images_BCHW, size=size, mode="bicubic").clamp(-1, 1), None, known
+    if tuple(images_BCHW.shape[-2:]) != size:
+        height, width = images_BCHW.shape[-2:]
+        raise ValueError(
+            f"expected an image of {size[0]} x {size[1]} pixels, given {height} x {width}: resize it, or "
+            "use a model of that size"
+        )
+    return images_BCHW, None, (num_scales + 1) // 2 if task == "variation" else None
 
 
 def kept_tokens(keep_Bhw: Tensor, schedule: ScaleSchedule, *, from_scale: int | None) -> Tensor:
@@ -233,7 +246,7 @@ def as_images(picture: Picture, count: int) -> Tensor:
             raise ValueError(
                 f"expected an image as uint8 (H, W, 3) or (B, H, W, 3), given {picture.dtype} {picture.shape}"
             )
-        images_BCHW = to_model(picture.reshape(-1, *picture.shape[-3:]))
+        images_BCHW = to_model(picture.reshape(-1, *picture.shape[-3:]).copy())
     else:
         shape = tuple(picture.shape)
         if not picture.is_floating_point() or len(shape) not in (3, 4) or shape[-3] != 3:
