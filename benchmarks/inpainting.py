@@ -1,11 +1,12 @@
-"""What in-painting is worth: a hole filled by the model against cheap fillings, on images that are known whole.
+"""What in-painting is worth: a hole filled by the model against cheap fillings, on images that are known.
 
     python benchmarks/inpainting.py cifar10-tiny cifar10/test.parquet --limit 1000
 
 For each hole and way of filling it: the distance between result and original inside the hole, as the bundled
 classifier's features see it (the layout of LPIPS, without its heads), and how often the classifier names the
-original's class. Kept pixels are put back by every way but the tokenizer's, which has no hole to fill and shows
-what the model could reach at best. Intervals are 95 %: of a mean by its standard error, of a share by Wilson's.
+original's class. Kept pixels are put back by every way but the tokenizer's, which has no hole to fill and
+shows what the model could reach at best. Intervals are 95 %: of a mean by its standard error, of a share by
+Wilson's.
 """
 
 from __future__ import annotations
