@@ -236,6 +236,17 @@ def test_enlarging_keeps_what_a_small_image_determines(generator: Generator) -> 
     )
 
 
+def test_what_was_enlarged_shrinks_again(generator: Generator) -> None:
+    small = torch.nn.functional.avg_pool2d(random_images(generator.tokenizer, 1), 2)
+
+    def error(**settings: Any) -> float:
+        result = edit(generator, small, task="upscale", **settings).images_BCHW
+        again = torch.nn.functional.interpolate(result, size=(4, 4), mode="bicubic", antialias=True)
+        return float((again - small).square().mean())
+
+    assert error() < 0.05 * error(paste=False)
+
+
 def test_pictures_of_every_type_are_one(generator: Generator) -> None:
     image = picture(5, (8, 8))
     array = numpy.asarray(image)

@@ -43,7 +43,8 @@ def add_edit_options(edit: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     edit.add_argument(
         "--no-paste", action="store_true",
-        help="leave kept areas as the tokenizer shows them; by default their pixels are put back, to the bit",
+        help="leave kept areas as the tokenizer shows them; by default their pixels are put back, to the bit "
+        "(upscale: the result is made to shrink to the small image)",
     )  # fmt: skip
     edit.add_argument(
         "--feather", type=int, help="pixels over which the seam fades into the hole (default: half a cell)"

@@ -77,6 +77,25 @@ def paste(generated_BCHW: Tensor, images_BCHW: Tensor, keep_BHW: Tensor, *, feat
     return torch.where(keep == 1, images_BCHW, keep * images_BCHW + (1 - keep) * under)
 
 
+def agree_with_small(generated_BCHW: Tensor, small_BCHW: Tensor) -> Tensor:
+    """Change images so that they nearly shrink to given small ones: what they differ by is enlarged and added,
+    three times over (iterative back-projection, Irani and Peleg 1991).
+
+    Args:
+        generated_BCHW: float32 in [-1, 1].
+        small_BCHW: likewise, smaller; (1 or B, 3, H', W').
+
+    Returns:
+        float32 (B, 3, H, W) in [-1, 1].
+    """
+    size, small_size = generated_BCHW.shape[-2:], small_BCHW.shape[-2:]
+    for _ in range(3):
+        shrunk = F.interpolate(generated_BCHW, size=small_size, mode="bicubic", antialias=True)
+        missing = F.interpolate(small_BCHW - shrunk, size=size, mode="bicubic")
+        generated_BCHW = (generated_BCHW + missing).clamp(-1, 1)
+    return generated_BCHW
+
+
 def place_on_canvas(
     images_BCHW: Tensor, size: Size, *, cell: int, share: float, place: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:

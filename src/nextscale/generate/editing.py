@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from nextscale.generate.compositing import fill_hole, paste, place_on_canvas
+from nextscale.generate.compositing import agree_with_small, fill_hole, paste, place_on_canvas
 from nextscale.generate.request import Forced, Sampling
 from nextscale.generate.settings import EditSettings
 from nextscale.pixels import to_model
@@ -41,7 +41,7 @@ _KNOWN: dict[str, tuple[str, ...]] = {
     "replace": ("from_scale", "hide", "paste", "feather"),
     "outpaint": ("from_scale", "paste", "feather", "share", "place"),
     "variation": ("from_scale",),
-    "upscale": ("from_scale",),
+    "upscale": ("from_scale", "paste"),
 }
 
 
@@ -63,9 +63,12 @@ class Edit(NamedTuple):
     images_BCHW: Tensor  #: the given images at the model's size, float32 in [-1, 1]
     keep_BHW: Tensor | None  #: float in [0, 1], the share of them that comes back; None: none does
     feather: int
+    small_BCHW: Tensor | None  #: what the result shall shrink to; None: anything
 
     def finish(self, generated_BCHW: Tensor) -> Tensor:
         """What was generated, with the kept pixels put back: float32 (B, 3, H, W) in [-1, 1]."""
+        if self.small_BCHW is not None:
+            return agree_with_small(generated_BCHW, self.small_BCHW)
         if self.keep_BHW is None:
             return generated_BCHW
         return paste(generated_BCHW, self.images_BCHW, self.keep_BHW, feather=self.feather)
@@ -123,6 +126,7 @@ def prepare_edit(
     if (mask is not None) != (task in _WITH_MASK):
         need = "needs a mask, 1 where the image is kept" if mask is None else "takes no mask: leave it out"
         raise ValueError(f"task {task} {need}; tasks with a mask: {', '.join(_WITH_MASK)}")
+    small_BCHW = images_BCHW if task == "upscale" and settings.paste else None
     images_BCHW, keep_BHW, from_scale = _at_size(images_BCHW, tokenizer, task, settings)
     if settings.from_scale is not None:
         from_scale = settings.from_scale
@@ -142,7 +146,7 @@ def prepare_edit(
     feather = settings.feather if settings.feather is not None else cell // 2
     return Edit(
         Forced(tokens_BL.expand(count, -1), kept_BL.expand(count, -1)),
-        images_BCHW, keep_BHW if settings.paste else None, feather,
+        images_BCHW, keep_BHW if settings.paste else None, feather, small_BCHW,
     )  # fmt: skip
 
 

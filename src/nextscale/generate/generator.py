@@ -211,7 +211,8 @@ class Generator:
                     those of at most three cells (inpaint, replace, where anything is kept), none (outpaint),
                     half (variation), those no larger than the small image's own latent map (upscale).
                 hide: fill the hole from around it before encoding; inpaint does.
-                paste: put kept pixels back, to the bit; done unless False (inpaint, replace, outpaint).
+                paste: put kept pixels back, to the bit (upscale: let the result shrink to the small image,
+                    nearly); done unless False (not of variation).
                 feather: pixels over which the seam fades into the hole; by default half a cell.
                 share, place: of outpaint: the share of the canvas's sides that the image takes (0.5), and
                     where it stands, (down, right) from 0 to 1 (the middle).

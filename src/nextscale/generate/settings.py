@@ -68,7 +68,10 @@ class EditSettings(BaseModel):
     hide: bool | None = Field(
         None, description="whether the encoder is kept from seeing the hole; None: of inpaint"
     )
-    paste: bool = Field(True, description="put the kept pixels of the image back over the result")
+    paste: bool = Field(
+        True,
+        description="put kept pixels back over the result; of upscale: make it shrink to the small image",
+    )
     feather: int | None = Field(
         None, ge=0,
         description="pixels over which the seam of pasted pixels fades into the hole; None: half a cell",
