@@ -78,7 +78,7 @@ def paste(generated_BCHW: Tensor, images_BCHW: Tensor, keep_BHW: Tensor, *, feat
 
 
 def agree_with_small(generated_BCHW: Tensor, small_BCHW: Tensor) -> Tensor:
-    """Change images so that they nearly shrink to given small ones: what they differ by is enlarged and added,
+    """Change images so that they nearly shrink to given small ones: their difference is enlarged and added,
     three times over (iterative back-projection, Irani and Peleg 1991).
 
     Args:
