@@ -45,6 +45,11 @@ def golden(case: str) -> State:
     return load_file(FOLDER / f"{case}.io.safetensors")
 
 
+@cache
+def golden_edit(case: str) -> State:
+    return load_file(FOLDER / f"{case}.edit.safetensors")
+
+
 def tokenizer_shapes(sizes: dict[str, Any]) -> Shapes:
     """The published tokenizer (160 channels, 4096 codes, 10 scales) with the sizes of a golden case."""
     channels, vocab_size, num_scales = sizes["ch"], sizes["vocab_size"], len(sizes["patch_nums"])

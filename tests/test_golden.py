@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from golden_weights import CASES, config, golden, states, wrapped
+from golden_weights import CASES, config, golden, golden_edit, states, wrapped
 from nextscale.convert import convert_files, from_released
 from nextscale.generate.generator import Generator
 
@@ -107,6 +107,25 @@ def test_greedy_sample(generator: Generator, case: str) -> None:
     for given, expected in zip(parts, scales(case, "sample_tokens"), strict=True):
         assert torch.equal(given, expected)
     assert deviation(images, golden(case)["sample_image"]) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["inpaint", "edit"])
+def test_an_edit(generator: Generator, case: str, kind: str) -> None:
+    expected, num_classes = golden_edit(case), len(generator.class_names)
+    labels = [None if label == num_classes else label for label in expected[f"{kind}.labels"].tolist()]
+    assert (labels[0] is None) == (kind == "inpaint")
+    result = generator.edit(
+        golden(case)["image"], mask=expected["mask"], labels=labels, seeds=range(len(labels)), task="replace",
+        guidance=3.0, top_k=1, top_p=1.0, paste=False,
+    )  # fmt: skip
+    assert result.tokens_BL is not None
+    parts = generator.settings.schedule.split(result.tokens_BL)
+    for scale, side in enumerate(config(case)["patch_nums"]):
+        share = F.interpolate(expected["mask"][None, None], size=(side, side), mode="bilinear")
+        kept = (share > 0.5).flatten() if side > 1 else torch.tensor([True])
+        drawn = expected[f"{kind}.tokens.{scale}"]
+        assert torch.equal(parts[scale], torch.where(kept, golden(case)[f"tokens.{scale}"], drawn))
+    assert deviation((result.images_BCHW + 1) / 2, expected[f"{kind}.image"]) < 1e-4
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

@@ -14,7 +14,13 @@ from images import MemorySource
 from models_for_tests import CLASSES, VOCAB, model_settings, picture, random_generator, tokens_of
 from nextscale import Generator
 from nextscale.cli import main
-from nextscale.evaluate.likelihood import class_bits, label_bits, likelihood_scores, wilson_interval
+from nextscale.evaluate.likelihood import (
+    class_bits,
+    image_bits,
+    label_bits,
+    likelihood_scores,
+    wilson_interval,
+)
 from nextscale.evaluate.prediction import prediction_scores
 
 
@@ -52,6 +58,18 @@ def test_a_prior_that_knows_nothing_needs_the_bits_of_a_guess() -> None:
     scores = likelihood_scores(generator.tokenizer, generator.prior, MemorySource(3), classify=True)
     assert scores["bits_per_token"] == pytest.approx(math.log2(VOCAB), rel=1e-6)
     assert scores["bits_per_scale"] == pytest.approx([n * math.log2(VOCAB) for n in (1, 4, 9, 16)], rel=1e-6)
+
+
+def test_bits_of_whole_images(generator: Generator) -> None:
+    tokens, labels = torch.randint(VOCAB, (3, 30)), torch.tensor([1, 10, 4])
+    losses = torch.nn.functional.cross_entropy(
+        generator.prior(labels, generator.tokenizer.teacher_inputs(tokens)).mT, tokens, reduction="none"
+    )
+    bits = image_bits(generator.tokenizer, generator.prior, labels, tokens)
+    assert torch.allclose(bits, losses.double().sum(dim=1) / math.log(2), rtol=1e-5)
+    other = random_generator(model_settings(prior={"kind": "diffusion"}))
+    with pytest.raises(ValueError, match="a diffusion prior gives no likelihood"):
+        image_bits(other.tokenizer, other.prior, labels, tokens)
 
 
 def test_all_classes_against_one_at_a_time(generator: Generator) -> None:

@@ -14,7 +14,10 @@ from images import noise
 from nextscale.cli import main
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+BLOCKS, EDITING = (
+    re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    for page in ("README.md", "docs/editing.md")
+)
 # A reader's training takes hours; two steps show that the command is right.
 SHORT = ["--loop.num_steps", "2", "--loop.evaluate_images", "4", "--quiet"]
 
@@ -27,6 +30,9 @@ def stranger(tmp_path, monkeypatch):
         folder = tmp_path / "my-pictures" / f"class {number % 3}"
         folder.mkdir(parents=True, exist_ok=True)
         noise(number, (40, 36)).save(folder / f"{number}.png")
+    noise(1, (32, 32)).save(tmp_path / "frog.png")
+    noise(2, (16, 16)).save(tmp_path / "small.png")
+    noise(3, (32, 32)).save(tmp_path / "hole.png")
     tokenizer, prior = states("base")
     torch.save(tokenizer, "vae_ch160v4096z32.pth")
     torch.save(prior, "var_d16.pth")
@@ -40,12 +46,7 @@ def test_the_blocks_are_those_that_this_file_can_run():
 
 @pytest.mark.slow
 def test_every_block_runs(stranger):
-    for language, text in BLOCKS:
-        if language == "python":
-            subprocess.run([sys.executable, "-c", text], check=True, timeout=120)
-            continue
-        for line in text.strip().splitlines():
-            run_line(shlex.split(line))
+    run_blocks(BLOCKS)
     for name in (
         "two.png",
         "frogs-and-ships/grid.png",
@@ -54,6 +55,22 @@ def test_every_block_runs(stranger):
     ):
         assert (stranger / name).stat().st_size > 0, name
     assert (stranger / "var-d16/prior.safetensors").exists()
+
+
+def test_the_blocks_of_the_editing_page_run(stranger):
+    assert len(EDITING) == 2
+    run_blocks(EDITING)
+    for name in ("filled/edited.png", "best-of-eight/candidates.png", "two-fillings.png", "scale-5.png"):
+        assert (stranger / name).stat().st_size > 0, name
+
+
+def run_blocks(blocks: list[tuple[str, str]]) -> None:
+    for language, text in blocks:
+        if language == "python":
+            subprocess.run([sys.executable, "-c", text], check=True, timeout=120)
+            continue
+        for line in text.strip().splitlines():
+            run_line(shlex.split(line))
 
 
 def run_line(words: list[str]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from nextscale.cli.bench_options import add_bench_options
+from nextscale.cli.edit_options import add_edit_options
 from nextscale.cli.scoring_options import (
     add_evaluate_options,
     add_likelihood_options,
@@ -74,9 +75,9 @@ def build_parser() -> Parser:
         return command
 
     for add_command in (
-        _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_reconstruct, _add_convert,
-        _add_evaluate, _add_statistics, _add_likelihood, _add_neighbours, _add_scaling, _add_compare,
-        _add_bench,
+        _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_edit, _add_reconstruct,
+        _add_convert, _add_evaluate, _add_statistics, _add_likelihood, _add_neighbours, _add_scaling,
+        _add_compare, _add_bench,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -188,6 +189,12 @@ def _add_sample(add: AddCommand) -> None:
         "hardware is faster with it",
     )  # fmt: skip
     sample.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
+
+
+def _add_edit(add: AddCommand) -> None:
+    edit = add("edit", "Make a part of an image anew, its surroundings, a variation, or it larger.", "edit")
+    add_edit_options(edit)
+    _add_sampling(edit)
 
 
 def _add_reconstruct(add: AddCommand) -> None:

@@ -1,4 +1,4 @@
-"""``--keep-best`` of ``nextscale sample``."""
+"""``--keep-best`` of ``nextscale sample``, and the classifier that judges candidates."""
 
 from __future__ import annotations
 
@@ -9,10 +9,32 @@ from typing import Any, cast
 import numpy
 from tqdm import tqdm
 
-from nextscale.features.classifier import load_classifier
+from nextscale.features.classifier import Classifier, load_classifier
 from nextscale.generate.generator import Generator
 from nextscale.generate.rejection import keep_best, num_candidates
 from nextscale.generate.request import Label, Sampling
+
+
+def fitting_classifier(generator: Generator, *, option: str) -> Classifier:
+    """The bundled classifier.
+
+    Raises:
+        ValueError: it knows other classes than the model, or looks at images of another size.
+    """
+    classifier = load_classifier()
+    if classifier.settings.class_names != generator.class_names:
+        raise ValueError(
+            f"{option}: the bundled classifier knows {', '.join(classifier.settings.class_names)}; "
+            "this model has other classes"
+        )
+    side = classifier.settings.image_size
+    if generator.tokenizer.image_size != (side, side):
+        height, width = generator.tokenizer.image_size
+        raise ValueError(
+            f"{option}: the bundled classifier looks at {side} x {side} pixels, this model makes {height} "
+            f"x {width}"
+        )
+    return classifier
 
 
 def best_images(
@@ -28,19 +50,7 @@ def best_images(
     candidates = num_candidates(options.keep_best)
     if options.smooth:
         raise ValueError("--keep-best needs tokens: leave out --smooth")
-    classifier = load_classifier()
-    if classifier.settings.class_names != generator.class_names:
-        raise ValueError(
-            f"--keep-best: the bundled classifier knows {', '.join(classifier.settings.class_names)}; "
-            "this model has other classes"
-        )
-    side = classifier.settings.image_size
-    if generator.tokenizer.image_size != (side, side):
-        height, width = generator.tokenizer.image_size
-        raise ValueError(
-            f"--keep-best: the bundled classifier looks at {side} x {side} pixels, this model makes {height} "
-            f"x {width}"
-        )
+    classifier = fitting_classifier(generator, option="--keep-best")
     classifier.to(generator.prior.position.device)
     with tqdm(total=len(labels) * candidates, unit="image", disable=None) as bar:
         kept = keep_best(

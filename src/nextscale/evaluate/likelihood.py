@@ -19,7 +19,9 @@ from torch import Tensor
 from nextscale.data.loader import evaluation_batches
 from nextscale.data.sources import Source
 from nextscale.evaluate.prediction import teacher_inputs, token_losses
+from nextscale.generate.folder import Prior
 from nextscale.pixels import to_model
+from nextscale.prior.diffusion import DiffusionPrior
 from nextscale.prior.next_scale import NextScalePrior
 from nextscale.prior.next_token import NextTokenPrior
 from nextscale.tokenizer.model import Tokenizer
@@ -42,6 +44,23 @@ def label_bits(prior: TokenPrior, labels_B: Tensor, tokens_BL: Tensor, inputs: T
     """
     losses_BL = token_losses(prior(labels_B, inputs), tokens_BL).double()
     return torch.stack([part.sum(dim=1) for part in prior.schedule.split(losses_BL)], dim=1) / math.log(2)
+
+
+def image_bits(tokenizer: Tokenizer, prior: Prior, labels_B: Tensor, tokens_BL: Tensor) -> Tensor:
+    """-log2 p(all tokens | label) of images whose tokens are known: float64 (B,).
+
+    Args:
+        tokenizer: of the tokens.
+        prior: in evaluation mode.
+        labels_B: int64 in [0, K]; K is no class in particular.
+        tokens_BL: int64.
+
+    Raises:
+        ValueError: a diffusion prior, which knows no probabilities of tokens.
+    """
+    if isinstance(prior, DiffusionPrior):
+        raise ValueError("a diffusion prior gives no likelihood of tokens: use a model of another kind")
+    return label_bits(prior, labels_B, tokens_BL, teacher_inputs(tokenizer, prior, tokens_BL)).sum(dim=1)
 
 
 def class_bits(prior: TokenPrior, tokens_BL: Tensor, inputs: Tensor, *, batch_size: int) -> Tensor:

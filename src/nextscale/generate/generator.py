@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale.generate.diffusion import step_by_step
+from nextscale.generate.editing import Edit, Editing, Picture, Task, prepare_edit, split_settings
 from nextscale.generate.folder import Prior, load_prior, load_tokenizer, read_settings, save_model
 from nextscale.generate.next_scale import scale_by_scale
 from nextscale.generate.next_token import token_by_token
@@ -175,16 +176,7 @@ class Generator:
         Raises:
             ValueError: a value out of its range, with the range; a setting that has no effect on this prior.
         """
-        request = self._request(labels, seeds, smooth, settings)
-        parts: list[Tensor] = []
-        finished: Tensor | None = None
-        for tokens, features in self._steps(request):
-            if tokens is not None:
-                parts.append(tokens)
-            finished = features
-        assert finished is not None
-        images_BCHW = self.tokenizer.decode_features(finished)
-        return Result(images_BCHW, None if smooth or not parts else torch.cat(parts, dim=1))
+        return self._result(self._request(labels, seeds, smooth, settings))
 
     def stream(
         self, labels: Sequence[Label], *, seeds: Sequence[int], smooth: bool = False,
@@ -195,7 +187,81 @@ class Generator:
         """
         return self._previews(self._request(labels, seeds, smooth, settings))
 
-    def _previews(self, request: Request) -> Iterator[Preview]:
+    @torch.no_grad()
+    def edit(
+        self, image: Picture, *, labels: Sequence[Label], seeds: Sequence[int], mask: Any = None,
+        task: Task = "inpaint", **settings: Unpack[Editing],
+    ) -> Result:  # fmt: skip
+        """Make one image per label of which some tokens are those of a given image. Next-scale models only.
+
+        Args:
+            image: one for all, or one per label: a PIL image, uint8 ([B,] H, W, 3), or float ([B,] 3, H, W)
+                in [-1, 1]; of the model's size, but any for outpaint, and smaller for upscale.
+            labels: class numbers or names; None is the unconditional class.
+            seeds: one per image, whole numbers from 0.
+            mask: of inpaint and replace: 1 keeps, 0 generates anew; bool or float ([B,] H, W) of pixels or
+                ([B,] h, w) of cells. A cell is kept as much as its least kept pixel; resized to each scale,
+                what is above 0.5 is kept. In pasted pixels a value is the share of the given image.
+            task: "inpaint" fills the hole from what is around it; "replace" lets the encoder see what was
+                in the hole; "outpaint" makes the surroundings; "variation" keeps coarse scales; "upscale"
+                keeps those that a small image determines.
+            settings: as for calling the generator, and of the edit (None is the task's own):
+
+                from_scale: coarser scales than this are kept whole, from 0 (none) to S (all); by default
+                    those of at most three cells (inpaint, replace, where anything is kept), none (outpaint),
+                    half (variation), those no larger than the small image's own latent map (upscale).
+                hide: fill the hole from around it before encoding; inpaint does.
+                paste: put kept pixels back, to the bit (upscale: let the result shrink to the small image,
+                    nearly); done unless False (not of variation).
+                feather: pixels over which the seam fades into the hole; by default half a cell.
+                share, place: of outpaint: the share of the canvas's sides that the image takes (0.5), and
+                    where it stands, (down, right) from 0 to 1 (the middle).
+
+        Raises:
+            ValueError: another family; a value, shape or mask that does not fit, and what would.
+        """
+        request, edit = self._edit_request(image, mask, labels, seeds, task, settings)
+        result = self._result(request)
+        return Result(edit.finish(result.images_BCHW), result.tokens_BL)
+
+    def stream_edit(
+        self, image: Picture, *, labels: Sequence[Label], seeds: Sequence[int], mask: Any = None,
+        task: Task = "inpaint", **settings: Unpack[Editing],
+    ) -> Iterator[Preview]:  # fmt: skip
+        """As `edit`, but a `Preview` after each scale; the last is the finished image."""
+        request, edit = self._edit_request(image, mask, labels, seeds, task, settings)
+        return self._previews(request, edit)
+
+    @torch.no_grad()
+    def _edit_request(
+        self, image: Picture, mask: Any, labels: Sequence[Label], seeds: Sequence[int], task: Task,
+        given: Editing,
+    ) -> tuple[Request, Edit]:  # fmt: skip
+        if not isinstance(self.prior, NextScalePrior):
+            assert self.settings.prior is not None
+            raise ValueError(
+                f"edit keeps tokens scale by scale, the prior is of kind {self.settings.prior.kind}: "
+                "use a next_scale model"
+            )
+        settings, sampling = split_settings(task, given)
+        request = self._request(labels, seeds, False, sampling)
+        edit = prepare_edit(
+            self.tokenizer, image, mask, count=len(request.seeds), task=task, settings=settings
+        )
+        return request._replace(forced=edit.forced), edit
+
+    def _result(self, request: Request) -> Result:
+        parts: list[Tensor] = []
+        finished: Tensor | None = None
+        for tokens, features in self._steps(request):
+            if tokens is not None:
+                parts.append(tokens)
+            finished = features
+        assert finished is not None
+        images_BCHW = self.tokenizer.decode_features(finished)
+        return Result(images_BCHW, None if request.smooth or not parts else torch.cat(parts, dim=1))
+
+    def _previews(self, request: Request, edit: Edit | None = None) -> Iterator[Preview]:
         parts: list[Tensor] = []
         steps, number = self._steps(request), 0
         while True:
@@ -206,7 +272,8 @@ class Generator:
                 tokens, features = step
                 if tokens is not None:
                     parts.append(tokens)
-                images = to_uint8(self.tokenizer.decode_features(features))
+                images_BCHW = self.tokenizer.decode_features(features)
+                images = to_uint8(edit.finish(images_BCHW) if edit else images_BCHW)
                 tokens_so_far = None if request.smooth or not parts else torch.cat(parts, dim=1)
             yield Preview(number, images, tokens_so_far)
             number += 1

@@ -55,7 +55,12 @@ def scale_by_scale(
             noise = torch.from_numpy(numpy.stack(draws)).to(device)
             tokens.append(logits.new_zeros(0))
             return mix_codes(logits, noise, quantizer.codebook.weight, request.draw, share=share)
-        tokens.append(draw_tokens(logits, uniforms_BL[:, schedule.slice(scale)], request.draw))
+        place = schedule.slice(scale)
+        drawn_BT = draw_tokens(logits, uniforms_BL[:, place], request.draw)
+        if request.forced is not None:  # what is kept; the others keep the random numbers of their own place
+            kept_BT, given_BT = request.forced.kept_BL[:, place], request.forced.tokens_BL[:, place]
+            drawn_BT = torch.where(kept_BT, given_BT, drawn_BT)
+        tokens.append(drawn_BT)
         return quantizer.codebook(tokens[-1])
 
     for accumulated in quantizer.walk(choose, batch):

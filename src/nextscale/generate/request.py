@@ -37,6 +37,13 @@ class Sampling(TypedDict, total=False):
     num_steps: int | None
 
 
+class Forced(NamedTuple):
+    """Tokens that are given, not drawn."""
+
+    tokens_BL: Tensor  #: int64
+    kept_BL: Tensor  #: bool, which of them hold
+
+
 class Request(NamedTuple):
     """One batch."""
 
@@ -52,6 +59,7 @@ class Request(NamedTuple):
     sampler: str
     num_steps: int
     guided: bool  #: whether any image has guidance
+    forced: Forced | None = None  #: of edits (next-scale only)
 
     def uniforms(self, num_tokens: int) -> Tensor:
         """The random numbers of every image's tokens, from its own seed: float64 (B, num_tokens)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -55,6 +55,31 @@ class SamplingSettings(BaseModel):
         """Raise ValueError when a setting other than the default would have no effect on such a prior."""
         fields = type(self).model_fields
         refuse_idle(kind, (name for name in fields if getattr(self, name) != fields[name].default))
+
+
+class EditSettings(BaseModel):
+    """What of a given image an edit keeps, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    from_scale: int | None = Field(
+        None, ge=0,
+        description="the first scale that is generated, coarser ones are kept whole; None: by the task",
+    )  # fmt: skip
+    hide: bool | None = Field(
+        None, description="whether the encoder is kept from seeing the hole; None: of inpaint"
+    )
+    paste: bool = Field(
+        True,
+        description="put kept pixels back over the result; of upscale: make it shrink to the small image",
+    )
+    feather: int | None = Field(
+        None, ge=0,
+        description="pixels over which the seam of pasted pixels fades into the hole; None: half a cell",
+    )  # fmt: skip
+    share: float = Field(0.5, gt=0, lt=1, description="of outpaint: share of the canvas's sides")
+    place: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = Field(
+        (0.5, 0.5), description="of outpaint: down and right, where the image stands on the canvas"
+    )
 
 
 def refuse_idle(kind: str, names: Iterable[str]) -> None:

@@ -1,0 +1,207 @@
+"""``nextscale edit``.
+
+Special here: in a mask file white is generated anew, as in other programs; the library's masks say what is
+kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nextscale import checkpoint
+from nextscale.cli.output import check_new_folder
+from nextscale.cli.rejection import fitting_classifier
+from nextscale.cli.sample import sampling_options
+from nextscale.data.transforms import decode_image, resize_and_crop
+from nextscale.distributed import choose_device
+from nextscale.evaluate.likelihood import image_bits
+from nextscale.generate.editing import box_mask
+from nextscale.generate.generator import Generator
+from nextscale.generate.request import Label, resolve_label
+from nextscale.pixels import enlarge, grid, to_uint8
+from nextscale.rng import candidate_seed, check_seeds
+
+#: Candidates that are drawn at a time.
+_BATCH = 16
+
+
+class _Drawn(NamedTuple):
+    images_BHWC: numpy.ndarray  # uint8
+    seeds: list[int]
+    scores: list[float] | None  # larger is better
+
+
+def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Edit one image."""
+    out = Path(options.out)
+    check_new_folder(out)
+    _check(options)
+    generator = Generator.load(options.model, device=choose_device(options.device), dtype=options.dtype)
+    label = None if options.label == "none" else resolve_label(options.label, generator.class_names)
+    size = generator.tokenizer.image_size
+    image = _read(options.image)
+    keep = _mask(options, image, size)
+    given = _given(image, options.task, size)
+    edit = {
+        "from_scale": options.from_scale, "feather": options.feather, "share": options.share,
+        "hide": None if options.hole is None else options.hole == "hidden",
+        "paste": False if options.no_paste else None,
+        "place": None if options.place is None else _numbers("--place", options.place, "y,x"),
+    }  # fmt: skip
+    settings = {**{name: value for name, value in edit.items() if value is not None},
+                **sampling_options(options)}  # fmt: skip
+    drawn = _draw(generator, given, keep, label, options, settings)
+    best = 0 if drawn.scores is None else int(numpy.argmax(drawn.scores))
+    record = {
+        "model": options.model, "image": options.image, "mask": options.mask, "box": options.box,
+        "task": options.task, "label": options.label, "seed": drawn.seeds[best], "edit": edit,
+        "sampling": generator.sampling(sampling_options(options)), "best_by": _best_by(options),
+        "candidates": [
+            {"seed": seed, "score": score}
+            for seed, score in zip(drawn.seeds, drawn.scores or [], strict=False)
+        ],
+        "dtype": str(generator.dtype).removeprefix("torch."),
+    }  # fmt: skip
+    with checkpoint.new_folder(out) as place:
+        Image.fromarray(drawn.images_BHWC[best]).save(place / "edited.png")
+        _sheet(_shown(given, keep, size), drawn.images_BHWC[best : best + 1]).save(place / "comparison.png")
+        if drawn.scores is not None:
+            order = numpy.argsort(drawn.scores)[::-1]
+            _sheet([], drawn.images_BHWC[order]).save(place / "candidates.png")
+        checkpoint.write_json(place / "settings.json", record)
+    of = f" of {len(drawn.seeds)} drawn" if len(drawn.seeds) > 1 else ""
+    print(f"1 image{of}: {out / 'edited.png'}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what does not go together, before anything is loaded."""
+    masked = options.task in ("inpaint", "replace")
+    if masked and (options.mask is None) == (options.box is None):
+        raise ValueError(
+            f"--task {options.task} needs --mask or --box, one of them: it says where to generate"
+        )
+    if not masked and (options.mask or options.box):
+        raise ValueError(f"--task {options.task} takes no --mask and no --box: leave them out")
+    if options.task == "replace" and options.label == "none":
+        raise ValueError("--task replace needs --label: what shall be there; without one, use --task inpaint")
+    if options.candidates < 1:
+        raise ValueError(f"--candidates {options.candidates} must be at least 1")
+    if options.candidates == 1 and options.best_by:
+        raise ValueError(f"--best-by {options.best_by} needs several --candidates to choose from")
+    if options.best_by == "classifier" and options.label == "none":
+        raise ValueError("--best-by classifier needs --label: the class to look for")
+    check_seeds([options.seed])
+
+
+def _best_by(options: argparse.Namespace) -> str | None:
+    return (options.best_by or "likelihood") if options.candidates > 1 else None
+
+
+def _read(path: str) -> Image.Image:
+    if not Path(path).is_file():
+        raise ValueError(f"no image {path!r}: give the path of a picture file")
+    return decode_image(Path(path).read_bytes(), path)
+
+
+def _numbers(option: str, text: str, form: str) -> tuple[float, ...]:
+    """Numbers between commas, as many as ``form`` has."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != len(form.split(",")):
+        raise ValueError(f"{option} {text!r}: expected {form}, numbers between commas")
+    return values
+
+
+def _mask(options: argparse.Namespace, image: Image.Image, size: tuple[int, int]) -> numpy.ndarray | None:
+    """What is kept: float32 (H, W) in [0, 1]; None for tasks without a mask."""
+    if options.box is not None:
+        y0, x0, y1, x1 = _numbers("--box", options.box, "y0,x0,y1,x1")
+        return box_mask((y0, x0, y1, x1), size)
+    if options.mask is None:
+        return None
+    mask = _read(options.mask)
+    if mask.size != image.size:
+        raise ValueError(
+            f"--mask {options.mask} has {mask.width} x {mask.height} pixels, {options.image} has "
+            f"{image.width} x {image.height}: make them equal"
+        )
+    white = resize_and_crop(mask.convert("L").convert("RGB"), size)[..., 0]
+    if not white.any():
+        raise ValueError(f"--mask {options.mask} is black all over: make white what shall be generated")
+    keep: numpy.ndarray = (255 - white.astype(numpy.float32)) / 255
+    return keep
+
+
+def _given(image: Image.Image, task: str, size: tuple[int, int]) -> numpy.ndarray:
+    """The image as the task wants it, uint8 (H, W, 3): whole, a small one of the model's proportions, or of
+    the model's size.
+    """
+    if task == "outpaint":
+        return numpy.asarray(image)
+    if task == "upscale":
+        share = min(image.height / size[0], image.width / size[1])
+        if share >= 1:
+            raise ValueError(
+                f"--task upscale needs an image smaller than the model's {size[1]} x {size[0]} pixels, "
+                f"given {image.width} x {image.height}"
+            )
+        size = max(1, round(size[0] * share)), max(1, round(size[1] * share))
+    return resize_and_crop(image, size)
+
+
+def _draw(
+    generator: Generator, given: numpy.ndarray, keep: numpy.ndarray | None, label: Label,
+    options: argparse.Namespace, settings: dict[str, Any],
+) -> _Drawn:  # fmt: skip
+    """All candidates; the first has the seed that was typed."""
+    seeds = [candidate_seed(options.seed, number) for number in range(options.candidates)]
+    by = _best_by(options)
+    device = generator.prior.position.device
+    classifier = None
+    if by == "classifier":
+        classifier = fitting_classifier(generator, option="--best-by classifier").to(device)
+    images, scores = [], []
+    for start in range(0, len(seeds), _BATCH):
+        part = seeds[start : start + _BATCH]
+        result = generator.edit(
+            given, mask=keep, labels=[label] * len(part), seeds=part, task=options.task, **settings
+        )
+        labels_B = torch.full((len(part),), resolve_label(label, generator.class_names), device=device)
+        images.append(to_uint8(result.images_BCHW))
+        if classifier is not None:
+            scores.append(classifier.confidence(result.images_BCHW, labels_B))
+        elif by == "likelihood":
+            assert result.tokens_BL is not None
+            scores.append(-image_bits(generator.tokenizer, generator.prior, labels_B, result.tokens_BL))
+    values: Tensor | None = torch.cat(scores) if scores else None
+    return _Drawn(numpy.concatenate(images), seeds, None if values is None else values.tolist())
+
+
+def _shown(
+    given: numpy.ndarray, keep: numpy.ndarray | None, size: tuple[int, int]
+) -> list[numpy.ndarray]:  # fmt: skip
+    """What stands beside the result: the image, and the image with its hole in grey."""
+    image = Image.fromarray(given)
+    if image.size != size[::-1]:  # pixels of a small image stay visible
+        image = image.resize(size[::-1], Image.Resampling.NEAREST)
+    whole = numpy.asarray(image)
+    if keep is None:
+        return [whole]
+    holed = keep[..., None] * whole + (1 - keep[..., None]) * 128
+    return [whole, holed.round().astype(numpy.uint8)]
+
+
+def _sheet(before: Sequence[numpy.ndarray], after_BHWC: numpy.ndarray) -> Image.Image:
+    images_BHWC = numpy.stack([*before, *after_BHWC])
+    factor = max(1, 128 // images_BHWC.shape[1])
+    return Image.fromarray(grid(enlarge(images_BHWC, factor), columns=min(len(images_BHWC), 8), gap=8))
