@@ -75,8 +75,8 @@ def build_parser() -> Parser:
 
     for add_command in (
         _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_reconstruct, _add_convert,
-        _add_evaluate, _add_statistics, _add_likelihood, _add_neighbours, _add_scaling, _add_compare,
-        _add_bench,
+        _add_export, _add_evaluate, _add_statistics, _add_likelihood, _add_neighbours, _add_scaling,
+        _add_compare, _add_bench,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -201,6 +201,20 @@ def _add_reconstruct(add: AddCommand) -> None:
         "--out", default="reconstructions", help="new folder to write (default: reconstructions)"
     )
     reconstruct.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
+
+
+def _add_export(add: AddCommand) -> None:
+    export = add("export", "Write a model as programs that run without its Python code.", "export")
+    export.add_argument("model", help="bundled model or model folder")
+    export.add_argument(
+        "--to", required=True, choices=["aoti", "onnx", "torch-export"],
+        help="native code for this kind of machine, ONNX, or torch's own format",
+    )  # fmt: skip
+    export.add_argument("--batch", type=int, default=1, help="images at a time (default: 1)")
+    export.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights (default: float32)"
+    )
+    export.add_argument("--out", required=True, help="new folder to write")
 
 
 def _add_convert(add: AddCommand) -> None:
