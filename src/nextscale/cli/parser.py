@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from nextscale.cli.bench_options import add_bench_options
 from nextscale.cli.edit_options import add_edit_options
+from nextscale.cli.export_options import add_export_options
 from nextscale.cli.scoring_options import (
     add_evaluate_options,
     add_likelihood_options,
@@ -76,8 +77,8 @@ def build_parser() -> Parser:
 
     for add_command in (
         _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_edit, _add_reconstruct,
-        _add_convert, _add_evaluate, _add_statistics, _add_likelihood, _add_neighbours, _add_scaling,
-        _add_compare, _add_bench,
+        _add_convert, _add_export, _add_evaluate, _add_statistics, _add_likelihood, _add_neighbours,
+        _add_scaling, _add_compare, _add_bench,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -208,6 +209,10 @@ def _add_reconstruct(add: AddCommand) -> None:
         "--out", default="reconstructions", help="new folder to write (default: reconstructions)"
     )
     reconstruct.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
+
+
+def _add_export(add: AddCommand) -> None:
+    add_export_options(add("export", "Write a model as programs that run without its Python code.", "export"))
 
 
 def _add_convert(add: AddCommand) -> None:

@@ -53,7 +53,8 @@ def save_model(
 
 
 def _write(path: Path, module: torch.nn.Module, dtype: torch.dtype) -> None:
-    checkpoint.write_tensors(path, {name: value.to(dtype) for name, value in module.state_dict().items()})
+    tensors = {name: value.to(stored_dtype(name, dtype)) for name, value in module.state_dict().items()}
+    checkpoint.write_tensors(path, tensors)
 
 
 def read_settings(folder: Path) -> ModelSettings:
