@@ -90,7 +90,7 @@ def settled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     kept = {name: tensor for name, tensor in tensors.items() if "discriminator.head.bias" not in name}
     for name in kept:
-        if "qkv.bias" in name and kept[name].shape[-1] % 3 == 0:
+        if "qkv.bias" in name and kept[name].numel() > 1 and kept[name].shape[-1] % 3 == 0:
             queries, _, values = kept[name].chunk(3, dim=-1)
             kept[name] = torch.cat([queries, values], dim=-1)
     return kept

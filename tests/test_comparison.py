@@ -14,12 +14,13 @@ from PIL import Image
 
 from comparisons_for_tests import STUDY, toy_study, write_images
 from models_for_tests import CLASSES
+from nextscale.checkpoint import read_tensors
 from nextscale.cli import main
 from nextscale.generate.folder import load_prior, read_settings
 from nextscale.generate.generator import Generator
 from nextscale.studies import comparison, families
 from nextscale.studies.comparison import run_comparison
-from nextscale.studies.quality import load_average
+from nextscale.studies.quality import on_the_way
 from nextscale.train import loop as train_loop
 from nextscale.train.logs import read_log
 from nextscale.train.prior_base import PriorBase
@@ -188,10 +189,11 @@ def test_a_look_is_at_the_averaged_weights_of_that_step(
 ) -> None:
     folder, report, _ = done
     step = report["looks"]["next_scale"][0]["step"]
-    generator = Generator.load(folder / "priors/next_scale/model")
-    final = generator.prior.head.weight.clone()
-    load_average(generator, folder / f"priors/next_scale/checkpoints/step-{step:08d}")
-    assert not generator.prior.head.weight.equal(final)
+    trained = Generator.load(folder / "priors/next_scale/model")
+    generator = on_the_way(folder / "priors/next_scale", step, trained, dtype="float32")
+    assert not generator.prior.head.weight.equal(trained.prior.head.weight)
+    file = folder / f"priors/next_scale/checkpoints/step-{step:08d}/average.safetensors"
+    assert generator.prior.head.weight.equal(read_tensors(file)["head.weight"])
 
 
 def test_times(done: tuple[Path, dict[str, Any], list[str]]) -> None:

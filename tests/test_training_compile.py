@@ -15,7 +15,10 @@ from nextscale.train import run as train_run_module
 from nextscale.train.settings import PriorRun
 from runs_for_tests import largest_difference, make_home, tiny_run, train_quietly
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+pytestmark = [  # the compiler's own
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
 
 
 def _compiled(run: Any) -> PriorRun:

@@ -25,6 +25,7 @@ from nextscale.features.classifier import Classifier, load_classifier
 from nextscale.features.extractor import Extractor, load_extractor
 from nextscale.generate.folder import load_prior, load_tokenizer
 from nextscale.generate.generator import Generator
+from nextscale.generate.precision import Dtype
 from nextscale.studies.families import Plan, looks
 from nextscale.studies.runs import Voice
 from nextscale.studies.settings import ComparisonStudy, Sampled
@@ -122,7 +123,9 @@ def score_family(study: ComparisonStudy, plan: Plan, scorer: Scorer, *, folder: 
         if step == plan.prior.loop.num_steps and study.checkpoint == "last":
             scores = samplings[best.name]
         else:
-            of_step = _Samples(study, _on_the_way(study, home, step, generator), best, study.few_samples)
+            of_step = _Samples(
+                study, on_the_way(home, step, generator, dtype=study.precision), best, study.few_samples
+            )
             scores = _score(of_step, few, place / f"step-{step:08d}")
         images = step * plan.prior.loop.batch_size
         flops = plan.cost.training_flops * images
@@ -145,7 +148,7 @@ def load_trained(study: ComparisonStudy, plan: Plan, folder: Path, *, device: to
     return Generator.load(home, device=device, dtype=study.precision)
 
 
-def _on_the_way(study: ComparisonStudy, home: Path, step: int, trained: Generator) -> Generator:
+def on_the_way(home: Path, step: int, trained: Generator, *, dtype: Dtype) -> Generator:
     """The averaged weights of a checkpoint. Raises ValueError when it is missing or damaged."""
     place = home / "checkpoints" / f"step-{step:08d}"
     checkpoint.check_digests(place)
@@ -154,7 +157,7 @@ def _on_the_way(study: ComparisonStudy, home: Path, step: int, trained: Generato
     checkpoint.load_into(prior, checkpoint.read_tensors(file), source=str(file))
     device = trained.prior.position.device
     tokenizer = load_tokenizer(home / "model", trained.settings)
-    return Generator(trained.settings, tokenizer.to(device), prior.to(device), dtype=study.precision)
+    return Generator(trained.settings, tokenizer.to(device), prior.to(device), dtype=dtype)
 
 
 class _Samples(Samples):
