@@ -28,7 +28,7 @@ class Order:
 
     labels: tuple[int | str | None, ...]  #: one per image
     seeds: tuple[int, ...]  #: one per image
-    sampling: Mapping[str, Any] = field(default_factory=dict)  #: one value for all its images; None: the model's
+    sampling: Mapping[str, Any] = field(default_factory=dict)  #: one value for all; None: the model's own
     edit: EditOrder | None = None
     previews: bool = False  #: whether its pictures are wanted after every scale
     deadline_s: float | None = None  #: seconds from now until it is worthless; None: the engine's own
