@@ -9,13 +9,10 @@ fails leaves nothing behind.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-import numpy
 import torch
-from PIL import Image
 from torch import Tensor
 
 from nextscale.generate.diffusion import step_by_step
@@ -25,38 +22,12 @@ from nextscale.generate.next_scale import scale_by_scale
 from nextscale.generate.next_token import token_by_token
 from nextscale.generate.precision import Dtype, choose_dtype, speed_up_prior, speed_up_tokenizer
 from nextscale.generate.request import Label, Request, Sampling, build_request
+from nextscale.generate.result import Preview, Result
 from nextscale.generate.settings import ModelSettings
-from nextscale.pixels import grid, to_uint8
+from nextscale.pixels import to_uint8
 from nextscale.prior.next_scale import NextScalePrior
 from nextscale.prior.next_token import NextTokenPrior
 from nextscale.tokenizer.model import Tokenizer
-
-
-@dataclass(frozen=True)
-class Preview:
-    """The image on its way: after one scale, one row of tokens or one step of diffusion."""
-
-    scale: int  #: its number, from 0
-    images: numpy.ndarray  #: uint8 (B, H, W, 3)
-    tokens_BL: Tensor | None  #: int64, all so far; None for `smooth` and diffusion
-
-
-@dataclass(frozen=True)
-class Result:
-    """Finished images."""
-
-    images_BCHW: Tensor  #: float32 in [-1, 1]
-    tokens_BL: Tensor | None  #: int64; None for `smooth` and diffusion, which draw no tokens
-
-    @property
-    def images(self) -> numpy.ndarray:
-        """The images as uint8 (B, H, W, 3)."""
-        return to_uint8(self.images_BCHW)
-
-    def save(self, path: str | Path, *, columns: int | None = None) -> None:
-        """Write all images as one picture, ``columns`` side by side (by default about a square)."""
-        sheet = grid(self.images, columns=columns or int(numpy.ceil(len(self.images_BCHW) ** 0.5)))
-        Image.fromarray(sheet).save(path)
 
 
 class Generator:
@@ -176,7 +147,7 @@ class Generator:
         Raises:
             ValueError: a value out of its range, with the range; a setting that has no effect on this prior.
         """
-        return self._result(self._request(labels, seeds, smooth, settings))
+        return self._result(self.request(labels, seeds, smooth, settings))
 
     def stream(
         self, labels: Sequence[Label], *, seeds: Sequence[int], smooth: bool = False,
@@ -185,7 +156,7 @@ class Generator:
         """As calling the generator, but a `Preview` after each scale, row of tokens or step of diffusion; the
         last is the finished image.
         """
-        return self._previews(self._request(labels, seeds, smooth, settings))
+        return self._previews(self.request(labels, seeds, smooth, settings))
 
     @torch.no_grad()
     def edit(
@@ -220,7 +191,7 @@ class Generator:
         Raises:
             ValueError: another family; a value, shape or mask that does not fit, and what would.
         """
-        request, edit = self._edit_request(image, mask, labels, seeds, task, settings)
+        request, edit = self.edit_request(image, mask, labels, seeds, task, settings)
         result = self._result(request)
         return Result(edit.finish(result.images_BCHW), result.tokens_BL)
 
@@ -229,14 +200,15 @@ class Generator:
         task: Task = "inpaint", **settings: Unpack[Editing],
     ) -> Iterator[Preview]:  # fmt: skip
         """As `edit`, but a `Preview` after each scale; the last is the finished image."""
-        request, edit = self._edit_request(image, mask, labels, seeds, task, settings)
+        request, edit = self.edit_request(image, mask, labels, seeds, task, settings)
         return self._previews(request, edit)
 
     @torch.no_grad()
-    def _edit_request(
+    def edit_request(
         self, image: Picture, mask: Any, labels: Sequence[Label], seeds: Sequence[int], task: Task,
         given: Editing,
     ) -> tuple[Request, Edit]:  # fmt: skip
+        """What `edit` is asked for, checked and encoded: arguments and errors as there."""
         if not isinstance(self.prior, NextScalePrior):
             assert self.settings.prior is not None
             raise ValueError(
@@ -244,7 +216,7 @@ class Generator:
                 "use a next_scale model"
             )
         settings, sampling = split_settings(task, given)
-        request = self._request(labels, seeds, False, sampling)
+        request = self.request(labels, seeds, False, sampling)
         edit = prepare_edit(
             self.tokenizer, image, mask, count=len(request.seeds), task=task, settings=settings
         )
@@ -253,7 +225,7 @@ class Generator:
     def _result(self, request: Request) -> Result:
         parts: list[Tensor] = []
         finished: Tensor | None = None
-        for tokens, features in self._steps(request):
+        for tokens, features in self.steps(request):
             if tokens is not None:
                 parts.append(tokens)
             finished = features
@@ -263,7 +235,7 @@ class Generator:
 
     def _previews(self, request: Request, edit: Edit | None = None) -> Iterator[Preview]:
         parts: list[Tensor] = []
-        steps, number = self._steps(request), 0
+        steps, number = self.steps(request), 0
         while True:
             with torch.no_grad():  # not around the yield: the caller's code must not run in it
                 step = next(steps, None)
@@ -278,15 +250,16 @@ class Generator:
             yield Preview(number, images, tokens_so_far)
             number += 1
 
-    def _request(
+    def request(
         self, labels: Sequence[Label], seeds: Sequence[int], smooth: bool, overrides: Sampling
     ) -> Request:
+        """What calling the generator is asked for, checked: arguments and errors as there."""
         return build_request(
             labels, seeds, self.settings, overrides=overrides, smooth=smooth,
             device=self.prior.position.device,
         )  # fmt: skip
 
-    def _steps(self, request: Request) -> Iterator[tuple[Tensor | None, Tensor]]:
+    def steps(self, request: Request) -> Iterator[tuple[Tensor | None, Tensor]]:
         """What a generation yields: new tokens (B, T), if any, and the features (B, C, h, w) so far."""
         prior = self.prior
         if isinstance(prior, NextScalePrior):

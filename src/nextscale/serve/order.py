@@ -77,6 +77,10 @@ class Closing(OrderError):
     """The server goes down and takes or finishes no more."""
 
 
+class Refused(OrderError):
+    """Its image or mask does not fit; the message says what would."""
+
+
 class DeadlineExceeded(OrderError):
     """Its deadline came before its pictures."""
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from nextscale.generate.folder import Prior
-from nextscale.generate.generator import Generator, Result
+from nextscale.generate.generator import Generator
 from nextscale.generate.precision import Dtype, stored_dtype
+from nextscale.generate.result import Result
 from nextscale.generate.settings import ModelSettings
 from nextscale.tokenizer.model import Tokenizer
 
@@ -37,7 +38,7 @@ class Default:
         names = self.generator.class_names
         labels = [number % len(names) for number in range(batch)]
         with torch.no_grad():
-            steps = self.generator._steps(self.generator._request(labels, range(batch), False, {}))
+            steps = self.generator.steps(self.generator.request(labels, range(batch), False, {}))
             for _ in range(count):
                 next(steps)
 
