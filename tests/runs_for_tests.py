@@ -105,3 +105,18 @@ def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> f
         for name in first
         if first[name].numel()
     )
+
+
+def largest_and_share(one: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[float, float]:
+    """The largest difference of any value that a loss depends on, and the share of values that differ by more
+    than 1e-5.
+
+    AdamW moves a weight by about the learning rate in the direction of its gradient's sign, however small
+    the gradient is: beside an adversary, where many are tiny, rounding decides for a few of them.
+    """
+    assert set(one) == set(other)
+    one, other = settled(one), settled(other)
+    differences = torch.cat(
+        [(one[name].double() - other[name].double()).abs().flatten() for name in one if one[name].numel()]
+    )
+    return float(differences.max()), float((differences > 1e-5).double().mean())
