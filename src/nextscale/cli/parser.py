@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
 
+from nextscale.cli.arguments import Parser
 from nextscale.cli.bench_options import add_bench_options
 from nextscale.cli.edit_options import add_edit_options
 from nextscale.cli.export_options import add_export_options
@@ -18,36 +16,13 @@ from nextscale.cli.scoring_options import (
     add_neighbours_options,
     add_statistics_options,
 )
+from nextscale.cli.serve_options import add_serve_options
 from nextscale.cli.study_options import add_study_options
 
 #: A command: its exit code, or nothing when all went well.
 Run = Callable[[argparse.Namespace, Sequence[str]], int | None]
 #: Adds a command: its name, what it does in a sentence, and the module of this package that runs it.
-AddCommand = Callable[[str, str, str], "Parser"]
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"nextscale: {message}; see {self.prog} --help\n")
-        raise SystemExit(2)
-
-    def option_strings(self) -> Iterator[str]:
-        """Every option of this command and of its actions."""
-        yield from self._option_string_actions
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for parser in action.choices.values():
-                    yield from parser.option_strings()
-
-    def refuse_unknown(self, command: str, rest: Sequence[str]) -> NoReturn:
-        """Complain about an argument that a command does not know, with the nearest one it does."""
-        actions = next(action for action in self._actions if isinstance(action, argparse._SubParsersAction))
-        known = list(actions.choices[command].option_strings())
-        near = difflib.get_close_matches(rest[0].split("=")[0], known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        self.error(f"{command} does not know {rest[0]!r}{hint}")
+AddCommand = Callable[[str, str, str], Parser]
 
 
 def _lazily(module: str, function: str = "run") -> Run:
@@ -78,7 +53,7 @@ def build_parser() -> Parser:
     for add_command in (
         _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_edit, _add_reconstruct,
         _add_convert, _add_export, _add_evaluate, _add_statistics, _add_likelihood, _add_neighbours,
-        _add_scaling, _add_compare, _add_bench,
+        _add_scaling, _add_compare, _add_bench, _add_serve,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -276,6 +251,10 @@ def _add_compare(add: AddCommand) -> None:
 def _add_bench(add: AddCommand) -> None:
     bench = add("bench", "Time the work against the plain way of doing it, and against the machine.", "bench")
     add_bench_options(bench)
+
+
+def _add_serve(add: AddCommand) -> None:
+    add_serve_options(add("serve", "Answer requests for pictures over HTTP.", "serve"))
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:

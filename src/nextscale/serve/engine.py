@@ -19,7 +19,7 @@ from typing import Any
 
 from nextscale.generate.editing import split_settings
 from nextscale.generate.generator import Generator
-from nextscale.generate.joint import Share, Stage, can_share, stages
+from nextscale.generate.joint import Share, Stage, can_share, num_stages, stages
 from nextscale.generate.request import Request
 from nextscale.serve.order import (
     BatchFailed,
@@ -115,7 +115,9 @@ class Engine:
                 f"deadline {deadline_s:g} s is out of range: expected above 0, at most "
                 f"{self.settings.deadline_s:g}"
             )
-        waiting = Waiting(order, _checked(self.generator, order), deadline_s=deadline_s)
+        request = _checked(self.generator, order)
+        stages = num_stages(self.generator, request)
+        waiting = Waiting(order, request, num_stages=stages, deadline_s=deadline_s)
         with self._news:
             if self._closing or not self._worker.is_alive():
                 raise Closing(_CLOSING)

@@ -46,6 +46,8 @@ class Update:
 class Ticket(Protocol):
     """One accepted order. Every accepted order ends in a finished `Update` or an `OrderError`."""
 
+    num_stages: int  #: how many times there are pictures, the finished ones included
+
     def updates(self) -> AsyncIterator[Update]:
         """Previews, if they were asked for, then the finished pictures; a slow reader misses previews, never
         the last.

@@ -23,11 +23,12 @@ class Waiting:
     Args:
         order: what was asked for.
         request: the same, checked.
+        num_stages: how many times there are pictures, the finished ones included.
         deadline_s: seconds from now until it is worthless.
     """
 
-    def __init__(self, order: Order, request: Request, *, deadline_s: float) -> None:
-        self.order, self.request = order, request
+    def __init__(self, order: Order, request: Request, *, num_stages: int, deadline_s: float) -> None:
+        self.order, self.request, self.num_stages = order, request, num_stages
         self.accepted = time.monotonic()
         self.deadline = self.accepted + deadline_s
         self._changed = threading.Condition()

@@ -1,0 +1,132 @@
+"""What stands before the routes: who asks, how often, how much, and how slowly it reads.
+
+Special here: all of it is decided before a body is read, but for its length, which is counted while it comes.
+Without keys only pages of this machine may ask: a site that a browser happens to show is turned away by its
+Origin, and one that resolves to this machine by the Host that it was called by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nextscale.serve.errors import ApiError
+from nextscale.serve.keys import Rates, name_of
+from nextscale.serve.metrics import Metrics
+from nextscale.serve.settings import ServerSettings
+
+_OPEN = ("/healthz", "/readyz", "/metrics")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_GUARDED = ("/v1/", "/api/")
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        app: what is guarded.
+        settings: limits.
+        keys: hashes by name; None: anybody on this machine may ask.
+        metrics: are told of every answer.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, settings: ServerSettings, keys: Mapping[str, str] | None, metrics: Metrics
+    ) -> None:
+        self._app, self._settings, self._keys, self._metrics = app, settings, keys, metrics
+        self._rates = Rates(settings.rate)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message).update(_HEADERS)
+                self._metrics.requests.labels(_route(scope), str(message["status"])).inc()
+            async with asyncio.timeout(self._settings.write_timeout_s):  # of a client that does not read
+                await send(message)
+
+        try:
+            self._check(scope)
+            await self._app(scope, self._counting(receive), sending)
+        except ApiError as error:
+            if not started:
+                await error.response(scope, receive, sending)
+        except TimeoutError:
+            if not started:
+                raise
+
+    def _check(self, scope: Scope) -> None:
+        """Refuse what shall not be read. Raises ApiError."""
+        headers, path = Headers(scope=scope), scope["path"]
+        if path in _OPEN:
+            return
+        if self._keys is None:
+            _check_origin(headers)
+        if not path.startswith(_GUARDED):
+            return
+        name = self._caller(headers, scope)
+        if scope["method"] == "POST" and (wait := self._rates.take(name, time.monotonic())):
+            message = f"more than {self._settings.rate} requests a minute: try again in {math.ceil(wait)} s"
+            raise ApiError(429, message, code="rate_limit", headers={"Retry-After": str(math.ceil(wait))})
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > self._settings.max_body:
+            raise self._too_large()
+
+    def _caller(self, headers: Headers, scope: Scope) -> str:
+        """Who asks, by key or by address."""
+        if self._keys is None:
+            return scope["client"][0] if scope.get("client") else "somebody"
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        name = name_of(key.strip(), self._keys) if kind.lower() == "bearer" else None
+        if name is None:
+            raise ApiError(
+                401, "this server wants one of its API keys, as Authorization: Bearer KEY",
+                code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
+            )  # fmt: skip
+        return name
+
+    def _counting(self, receive: Receive) -> Receive:
+        count = 0
+
+        async def receiving() -> Message:
+            nonlocal count
+            message = await receive()
+            count += len(message.get("body", b""))
+            if count > self._settings.max_body:
+                raise self._too_large()
+            return message
+
+        return receiving
+
+    def _too_large(self) -> ApiError:
+        message = f"the body is larger than {self._settings.max_body:,} bytes: send less"
+        return ApiError(413, message, code="too_large", headers={"Connection": "close"})
+
+
+def _check_origin(headers: Headers) -> None:
+    host = urlsplit(f"//{headers.get('host', '')}")
+    if host.hostname not in _LOOPBACK:
+        raise ApiError(
+            403, "without API keys this server answers to 127.0.0.1 and localhost only", code="wrong_host"
+        )  # fmt: skip
+    origin = headers.get("origin")
+    if origin and urlsplit(origin).netloc != host.netloc:
+        raise ApiError(403, f"pages of {origin} may not ask this server", code="wrong_origin")
+
+
+def _route(scope: Scope) -> str:
+    """The path as it stands in the code, so that strangers cannot make up new ones."""
+    return getattr(scope.get("route"), "path", "other")

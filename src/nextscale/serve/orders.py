@@ -1,0 +1,113 @@
+"""From what a client sent to an order for the engine.
+
+Letters: H W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+from typing import Any
+
+import numpy
+from PIL import Image
+
+from nextscale.data.transforms import resize_and_crop
+from nextscale.generate.settings import ModelSettings
+from nextscale.serve.errors import ApiError
+from nextscale.serve.order import EditOrder
+from nextscale.serve.schema import Edited, Sampled
+from nextscale.serve.uploads import read_mask, read_picture
+
+_SAMPLING = [name for name in Sampled.model_fields if name not in ("seed", "deadline_s")]
+_EDITING = ("from_scale", "hide", "paste", "feather", "share")
+
+
+def label_of(prompt: str, class_names: tuple[str, ...]) -> int | str | None:
+    """The class that a prompt names, whatever its case; None: no class."""
+    text = prompt.strip()
+    if text.lower() in ("", "none"):
+        return None
+    return {name.lower(): name for name in class_names}.get(text.lower(), text)
+
+
+def name_of_label(label: int | str | None, class_names: tuple[str, ...]) -> str:
+    """For people: the name of a class that was given by name or number."""
+    if label is None:
+        return "none"
+    if isinstance(label, str) and label in class_names:
+        return label
+    return class_names[int(label)] if class_names else str(label)
+
+
+def sampling_of(given: Sampled) -> dict[str, Any]:
+    """The sampling settings that were given."""
+    return {name: value for name in _SAMPLING if (value := getattr(given, name)) is not None}
+
+
+def seeds_from(seed: int | None, count: int) -> tuple[int, ...]:
+    """Seeds that count up from one, or from a random one that JSON keeps exactly."""
+    first = secrets.randbelow(2**53 - count) if seed is None else seed
+    return tuple(range(first, first + count))
+
+
+def edit_order(
+    given: Edited, content: bytes, mask: bytes | None, model: ModelSettings, *, max_pixels: int
+) -> EditOrder:
+    """What of an uploaded picture stays.
+
+    Raises:
+        ValueError: a picture or mask that cannot be read or does not fit.
+    """
+    size = _pixels(model)
+    picture = read_picture(content, "image", max_pixels=max_pixels)
+    small = picture.height < size[0] and picture.width < size[1]
+    task = given.task or ("inpaint" if mask is not None else "upscale" if small else "variation")
+    keep = None
+    if mask is not None:
+        keep = read_mask(mask, picture, size, max_pixels=max_pixels)
+    settings = {name: value for name in _EDITING if (value := getattr(given, name)) is not None}
+    if given.place is not None:
+        settings["place"] = _place(given.place)
+    return EditOrder(_as_wanted(picture, task, size), task, keep, settings)
+
+
+def _pixels(model: ModelSettings) -> tuple[int, int]:
+    rows, columns = model.schedule.latent_size
+    reduction = model.tokenizer.autoencoder.reduction
+    return rows * reduction, columns * reduction
+
+
+def _as_wanted(picture: Image.Image, task: str, size: tuple[int, int]) -> numpy.ndarray:
+    """Whole for outpaint, small and of the model's proportions for upscale, of the model's size otherwise."""
+    if task == "outpaint":
+        return numpy.asarray(picture)
+    if task == "upscale":
+        share = min(picture.height / size[0], picture.width / size[1])
+        if share < 1:
+            size = max(1, round(size[0] * share)), max(1, round(size[1] * share))
+    return resize_and_crop(picture, size)
+
+
+def _place(text: str) -> tuple[float, float]:
+    parts = text.split(",")
+    try:
+        down, right = (float(part) for part in parts)
+    except ValueError:
+        message = f"place {text!r}: expected DOWN,RIGHT, two numbers from 0 to 1"
+        raise ApiError(400, message, code="invalid_value", param="place") from None
+    return down, right
+
+
+def encoded(image: numpy.ndarray, output_format: str, *, quality: int | None = None) -> bytes:
+    """A picture as file.
+
+    Args:
+        image: uint8 (H, W, 3).
+        output_format: png, jpeg or webp.
+        quality: of jpeg and webp, 0 to 100.
+    """
+    buffer = io.BytesIO()
+    options = {} if output_format == "png" else {"quality": 90 if quality is None else quality}
+    Image.fromarray(image).save(buffer, output_format.upper(), **options)
+    return buffer.getvalue()

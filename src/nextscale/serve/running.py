@@ -1,0 +1,84 @@
+"""From a model's name to a server that listens, until it is told to stop."""
+
+from __future__ import annotations
+
+import ipaddress
+import signal
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI
+
+from nextscale.generate.generator import Generator
+from nextscale.serve.app import create_app
+from nextscale.serve.engine import Engine
+from nextscale.serve.keys import read_keys
+from nextscale.serve.metrics import Metrics
+from nextscale.serve.settings import EngineSettings, ServerSettings
+
+
+def build_app(
+    generator: Generator, name: str, *, engine: EngineSettings, server: ServerSettings
+) -> FastAPI:  # fmt: skip
+    """The app of one model.
+
+    Raises:
+        ValueError: a model without prior, a file of keys that is none, or no keys and other machines may ask.
+    """
+    keys = read_keys(server.keys) if server.keys is not None else None
+    if keys is None and not is_loopback(server.host):
+        raise ValueError(
+            f"host {server.host} lets other machines ask: give --keys FILE, or listen at 127.0.0.1"
+        )  # fmt: skip
+    assert generator.prior is not None  # complains of a model without one
+    metrics = Metrics()
+    return create_app(
+        Engine(generator, engine, observer=metrics.observer), server, name=name, metrics=metrics, keys=keys
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches that address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens, once it does."""
+
+    def __init__(self, config: uvicorn.Config, say: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._say = say
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().startup(sockets)  # type: ignore[arg-type]
+        for server in self.servers:
+            for listening in server.sockets:
+                host, port = listening.getsockname()[:2]
+                where = f"[{host}]" if ":" in host else host
+                self._say(f"http://{where}:{port}")
+
+
+def run_server(app: FastAPI, settings: ServerSettings, *, say: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C; what was accepted is then finished within the grace, or told.
+
+    Args:
+        app: what to serve.
+        settings: where to listen, and the grace.
+        say: takes the address, once it can be asked.
+    """
+    config = uvicorn.Config(
+        app, host=settings.host, port=settings.port, log_level="warning", server_header=False,
+        timeout_keep_alive=20, h11_max_incomplete_event_size=64 * 1024,
+        timeout_graceful_shutdown=int(settings.grace_s) + 5,
+    )  # fmt: skip
+    kept = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        _Server(config, say).run()  # which raises the signal again after it obeyed it
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
