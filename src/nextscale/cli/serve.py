@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +29,61 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         keys=Path(options.keys) if options.keys else None, max_images=options.max_images,
         max_body=int(options.max_body * 2**20), max_pixels=int(options.max_pixels * 1e6),
     )  # fmt: skip
-    try:
+    if options.replicas != "1" and not options.ray:
+        raise ValueError(f"--replicas {options.replicas} would have no effect without --ray: leave it out")
+    name = options.name or Path(options.model).name
+
+    def say(address: str) -> None:
+        print(f"{name}: {address}", flush=True)
+
+    with _extra_needed("ray" if options.ray else "serve"):
+        if options.ray:
+            return _run_replicas(options, name, engine=engine, server=server, say=say)
         from nextscale.serve.running import build_app, run_server
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("fastapi", "uvicorn", "prometheus_client"):
-            raise
-        raise ValueError(f"{error.name} is missing: pip install 'nextscale[serve]'") from error
     from nextscale.distributed import choose_device
     from nextscale.generate.generator import Generator
 
     generator = Generator.load(options.model, device=choose_device(options.device), dtype=options.dtype)
-    name = options.name or Path(options.model).name
-    app = build_app(generator, name, engine=engine, server=server)
-    run_server(app, server, say=lambda address: print(f"{name}: {address}", flush=True))
+    run_server(build_app(generator, name, engine=engine, server=server), server, say=say)
     return None
+
+
+def _run_replicas(
+    options: argparse.Namespace, name: str, *, engine: EngineSettings, server: ServerSettings,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    from nextscale.distributed import choose_device
+    from nextscale.models import find_model
+    from nextscale.serve.replicas import Served, run_replicas
+
+    replicas = num_replicas(options.replicas)
+    device = str(choose_device(options.device))
+    model = str(find_model(options.model))  # complains here rather than in every replica
+    served = Served(model, name, device, options.dtype, engine, server)
+    run_replicas(served, replicas, say=say)
+
+
+def num_replicas(text: str) -> tuple[int, int]:
+    """The fewest and the most replicas: "2", or "1-4".
+
+    Raises:
+        ValueError: neither of these.
+    """
+    found = re.fullmatch(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?", text)
+    if not found or int(found[2] or found[1]) < int(found[1]):
+        raise ValueError(f"--replicas {text!r}: expected their number, or the fewest and the most as 1-4")
+    return int(found[1]), int(found[2] or found[1])
+
+
+@contextmanager
+def _extra_needed(extra: str) -> Iterator[None]:
+    """Say what to install where a package is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("fastapi", "uvicorn", "prometheus_client", "ray"):
+            raise
+        raise ValueError(f"{error.name} is missing: pip install 'nextscale[{extra}]'") from error
 
 
 def _settings(kind: type[Any], **values: Any) -> Any:

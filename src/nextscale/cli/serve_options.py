@@ -22,6 +22,10 @@ def add_serve_options(serve: argparse.ArgumentParser) -> None:
         help="make a key: it is shown once, on standard error; its line for the file goes to standard output",
     )  # fmt: skip
     serve.add_argument("--rate", type=int, default=0, help="requests a minute of one key; 0: any number")
+    serve.add_argument("--ray", action="store_true", help="as a Ray Serve deployment of several processes")
+    serve.add_argument(
+        "--replicas", default="1", help="with --ray: their number, or the fewest and most as 1-4"
+    )
     limits = serve.add_argument_group("limits")
     limits.add_argument("--max-batch", type=int, default=32, help="images in one batch (default: 32)")
     limits.add_argument("--max-queue", type=int, default=256, help="images that may wait (default: 256)")

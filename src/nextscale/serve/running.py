@@ -25,16 +25,21 @@ def build_app(
     Raises:
         ValueError: a model without prior, a file of keys that is none, or no keys and other machines may ask.
     """
+    check_host(server)
     keys = read_keys(server.keys) if server.keys is not None else None
-    if keys is None and not is_loopback(server.host):
-        raise ValueError(
-            f"host {server.host} lets other machines ask: give --keys FILE, or listen at 127.0.0.1"
-        )  # fmt: skip
     assert generator.prior is not None  # complains of a model without one
     metrics = Metrics()
     return create_app(
         Engine(generator, engine, observer=metrics.observer), server, name=name, metrics=metrics, keys=keys
     )
+
+
+def check_host(server: ServerSettings) -> None:
+    """Raise ValueError when other machines may ask without a key."""
+    if server.keys is None and not is_loopback(server.host):
+        raise ValueError(
+            f"host {server.host} lets other machines ask: give --keys FILE, or listen at 127.0.0.1"
+        )  # fmt: skip
 
 
 def is_loopback(host: str) -> bool:
