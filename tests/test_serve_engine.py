@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from models_for_tests import random_generator
-from nextscale import Generator
 from nextscale.serve.engine import Engine, Observer
 from nextscale.serve.order import (
     BatchFailed,
@@ -31,39 +30,7 @@ from nextscale.serve.order import (
 )
 from nextscale.serve.settings import EngineSettings
 from nextscale.serve.waiting import Waiting
-
-WAIT = 30.0  #: seconds, for what takes a fraction of one
-
-
-class Gate:
-    """Holds the engine at the first look up of its batches while it is shut, and notes the batches."""
-
-    def __init__(self) -> None:
-        self.open, self.reached = threading.Event(), threading.Event()
-        self.open.set()
-        self.batches: list[int] = []
-        self.ends: list[str] = []
-
-    def __call__(self, generator: Generator) -> None:
-        steps = generator.steps
-
-        def held(request: Any) -> Iterator[Any]:
-            for step in steps(request):
-                self.reached.set()
-                assert self.open.wait(WAIT)
-                yield step
-
-        generator.steps = held  # type: ignore[method-assign]
-
-    def shut(self) -> None:
-        self.open.clear()
-        self.reached.clear()
-
-    def note_batch(self, images: int, _seconds: float) -> None:
-        self.batches.append(images)
-
-    def note_end(self, outcome: str, _seconds: float) -> None:
-        self.ends.append(outcome)
+from serving_for_tests import WAIT, Gate
 
 
 @pytest.fixture

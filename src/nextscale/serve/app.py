@@ -31,6 +31,7 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/v1/images/generations": Generation, "/v1/images/edits": Edit, "/api/generate": NativeGeneration,
     "/api/edit": NativeEdit,
 }  # fmt: skip
+_FORMS = ("/v1/images/edits", "/api/edit")
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
@@ -122,6 +123,9 @@ def _document(app: FastAPI) -> dict[str, Any]:
         for path, methods in document["paths"].items():
             for method in methods.values():
                 method["responses"].pop("422", None)
+                if path in _FORMS:  # FastAPI does not see the files in it
+                    body = method["requestBody"]["content"]
+                    body["multipart/form-data"] = body.pop("application/x-www-form-urlencoded")
                 if path in _BODIES:
                     content = method["responses"]["200"].setdefault("content", {})
                     content["text/event-stream"] = {"schema": {"type": "string"}}

@@ -84,8 +84,9 @@ def of_order(error: OrderError) -> ApiError:
 
 
 def of_validation(error: RequestValidationError, known: Sequence[str]) -> ApiError:
-    """The answer for fields that do not fit: the first of them, and its nearest match among those known."""
-    first = error.errors()[0]
+    """The answer for fields that do not fit: an unknown one with its nearest match, or else the first."""
+    errors = error.errors()
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     name = ".".join(where) or None
     if first["type"] == "extra_forbidden":

@@ -68,6 +68,15 @@ class _Server(uvicorn.Server):
                 self._say(f"http://{where}:{port}")
 
 
+def server_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
+    """How the app is listened for."""
+    return uvicorn.Config(
+        app, host=settings.host, port=settings.port, log_level="warning", server_header=False,
+        timeout_keep_alive=20, h11_max_incomplete_event_size=64 * 1024,
+        timeout_graceful_shutdown=int(settings.grace_s) + 5,
+    )  # fmt: skip
+
+
 def run_server(app: FastAPI, settings: ServerSettings, *, say: Callable[[str], None]) -> None:
     """Serve until SIGTERM or Ctrl-C; what was accepted is then finished within the grace, or told.
 
@@ -76,14 +85,9 @@ def run_server(app: FastAPI, settings: ServerSettings, *, say: Callable[[str], N
         settings: where to listen, and the grace.
         say: takes the address, once it can be asked.
     """
-    config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, log_level="warning", server_header=False,
-        timeout_keep_alive=20, h11_max_incomplete_event_size=64 * 1024,
-        timeout_graceful_shutdown=int(settings.grace_s) + 5,
-    )  # fmt: skip
     kept = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        _Server(config, say).run()  # which raises the signal again after it obeyed it
+        _Server(server_config(app, settings), say).run()  # which raises the signal again after it obeyed it
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 
 import numpy
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from nextscale.data.sources.base import BadImageError
 from nextscale.data.transforms import decode_image, resize_and_crop
@@ -64,6 +64,8 @@ def _check_size(content: bytes, name: str, max_pixels: int) -> None:
     try:
         with Image.open(io.BytesIO(content)) as opened:
             width, height = opened.size
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} is no picture of a known format") from error
     except Exception as error:  # as above
         raise ValueError(f"{name} is no picture that can be read: {error}") from error
     if width * height > max_pixels:
