@@ -30,13 +30,14 @@ class Gate:
     def __init__(self) -> None:
         self.open, self.reached = threading.Event(), threading.Event()
         self.open.set()
-        self.batches: list[int] = []
+        self.batches: list[int] = []  #: images of each
         self.ends: list[str] = []
 
     def __call__(self, generator: Generator) -> None:
         steps = generator.steps
 
         def held(request: Any) -> Iterator[Any]:
+            self.batches.append(len(request.seeds))
             for step in steps(request):
                 self.reached.set()
                 assert self.open.wait(WAIT)
@@ -47,9 +48,6 @@ class Gate:
     def shut(self) -> None:
         self.open.clear()
         self.reached.clear()
-
-    def note_batch(self, images: int, _seconds: float) -> None:
-        self.batches.append(images)
 
     def note_end(self, outcome: str, _seconds: float) -> None:
         self.ends.append(outcome)

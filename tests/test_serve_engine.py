@@ -46,7 +46,7 @@ def start(gate: Gate) -> Iterator[Callable[..., Engine]]:
     def start_one(**settings: Any) -> Engine:
         generator = random_generator()
         gate(generator)
-        observer = Observer(batch=gate.note_batch, end=gate.note_end)
+        observer = Observer(end=gate.note_end)
         engine = Engine(generator, EngineSettings(**settings), observer=observer)
         engine.start()
         engines.append(engine)
