@@ -22,7 +22,8 @@ from nextscale.data.loader import Batch
 from nextscale.features.classifier import Classifier
 from nextscale.features.settings import ClassifierSettings
 from nextscale.generate.folder import build_prior
-from nextscale.generate.generator import Generator, Result
+from nextscale.generate.generator import Generator
+from nextscale.generate.result import Result
 from nextscale.generate.settings import ModelSettings, SamplingSettings
 from nextscale.prior.next_scale import NextScalePrior
 from nextscale.prior.settings import DiffusionSettings, NextTokenSettings, PriorSettings

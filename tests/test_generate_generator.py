@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models_for_tests import CLASSES, SIZES, model_settings, random_generator, slow_sample, tokens_of
 from nextscale import Generator
-from nextscale.generate.generator import Result
+from nextscale.generate.result import Result
 
 SETTINGS: list[dict[str, Any]] = [
     {},

@@ -14,7 +14,7 @@ from PIL import Image
 from models_for_tests import VOCAB, model_settings, random_generator, tokens_of
 from nextscale import Generator
 from nextscale.generate import next_scale as next_scale_module
-from nextscale.generate.generator import Preview, Result
+from nextscale.generate.result import Preview, Result
 from nextscale.rng import code_uniforms
 
 

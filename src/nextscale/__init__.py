@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nextscale.generate.generator import Generator, Preview, Result
+    from nextscale.generate.generator import Generator
+    from nextscale.generate.result import Preview, Result
     from nextscale.prior.diffusion import DiffusionPrior
     from nextscale.prior.next_scale import NextScalePrior
     from nextscale.prior.next_token import NextTokenPrior
@@ -30,8 +31,8 @@ __all__ = [
 
 _HOMES = {
     "Generator": "generate.generator",
-    "Preview": "generate.generator",
-    "Result": "generate.generator",
+    "Preview": "generate.result",
+    "Result": "generate.result",
     "DiffusionPrior": "prior.diffusion",
     "NextScalePrior": "prior.next_scale",
     "NextTokenPrior": "prior.next_token",

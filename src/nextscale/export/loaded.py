@@ -21,9 +21,9 @@ from nextscale.export.folder import MODEL, SETTINGS
 from nextscale.export.programs import Run, need, read_program
 from nextscale.export.settings import ExportSettings
 from nextscale.generate.folder import load_prior, load_tokenizer, read_settings
-from nextscale.generate.generator import Result
 from nextscale.generate.next_scale import scale_by_scale
 from nextscale.generate.request import Label, Sampling, build_request
+from nextscale.generate.result import Result
 from nextscale.generate.settings import ModelSettings
 from nextscale.prior.next_scale import NextScalePrior
 from nextscale.tokenizer.model import Tokenizer

@@ -17,8 +17,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from nextscale.generate.generator import Generator, Result
+from nextscale.generate.generator import Generator
 from nextscale.generate.request import Label, Sampling, build_request
+from nextscale.generate.result import Result
 from nextscale.rng import candidate_seed
 
 #: Images float32 (B, 3, H, W) in [-1, 1] and labels int64 (B,) -> float (B,), larger is better.

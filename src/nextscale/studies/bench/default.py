@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from nextscale.generate.folder import Prior
-from nextscale.generate.generator import Generator, Result
+from nextscale.generate.generator import Generator
 from nextscale.generate.precision import Dtype, stored_dtype
+from nextscale.generate.result import Result
 from nextscale.generate.settings import ModelSettings
 from nextscale.tokenizer.model import Tokenizer
 
