@@ -26,6 +26,7 @@ SHORT = ["--loop.num_steps", "2", "--loop.evaluate_images", "4", "--quiet"]
 def stranger(tmp_path, monkeypatch):
     """A folder with pictures and a checkpoint of the released layout."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hugging-face"))  # diffusers keeps code there
     for number in range(150):
         folder = tmp_path / "my-pictures" / f"class {number % 3}"
         folder.mkdir(parents=True, exist_ok=True)
