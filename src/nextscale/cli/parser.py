@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from nextscale.cli.bench_options import add_bench_options
-from nextscale.cli.edit_options import add_edit_options
+from nextscale.cli.edit_options import add_edit_options, add_reproduce_options
 from nextscale.cli.export_options import add_export_options
 from nextscale.cli.publish_options import add_publish_options
 from nextscale.cli.sample_options import add_sample_options, add_sampling_options
@@ -78,9 +78,9 @@ def build_parser() -> Parser:
         return command
 
     for add_command in (
-        _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_edit, _add_reconstruct,
-        _add_convert, _add_export, _add_publish, _add_evaluate, _add_statistics, _add_likelihood,
-        _add_neighbours, _add_scaling, _add_compare, _add_bench,
+        _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_edit, _add_reproduce,
+        _add_reconstruct, _add_convert, _add_export, _add_publish, _add_evaluate, _add_statistics,
+        _add_likelihood, _add_neighbours, _add_scaling, _add_compare, _add_bench,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -166,6 +166,12 @@ def _add_edit(add: AddCommand) -> None:
     edit = add("edit", "Make a part of an image anew, its surroundings, a variation, or it larger.", "edit")
     add_edit_options(edit)
     add_sampling_options(edit)
+
+
+def _add_reproduce(add: AddCommand) -> None:
+    add_reproduce_options(
+        add("reproduce", "Make a picture again from what its file says of itself.", "reproduce")
+    )
 
 
 def _add_reconstruct(add: AddCommand) -> None:

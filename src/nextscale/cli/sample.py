@@ -17,9 +17,13 @@ from nextscale.cli.output import check_new_folder
 from nextscale.cli.rejection import best_images
 from nextscale.distributed import choose_device
 from nextscale.evaluate.npz import LABELS, new_npz
+from nextscale.generate.folder import model_digest
 from nextscale.generate.generator import Generator
+from nextscale.generate.provenance import write_png
+from nextscale.generate.reproduce import records
 from nextscale.generate.request import Label, resolve_label
 from nextscale.generate.settings import SamplingSettings
+from nextscale.models import find_model
 from nextscale.pixels import enlarge, grid
 
 
@@ -102,11 +106,13 @@ def _write(
     checkpoint.write_json(place / "settings.json", record)
     if options.png:
         (place / "images").mkdir()
-        for index, (image, name, seed) in enumerate(
-            zip(images, record["labels"], record["seeds"], strict=True)
-        ):
+        carried = records(
+            generator, labels, record["seeds"], model_digest=model_digest(find_model(options.model)),
+            sampling=sampling_options(options), smooth=options.smooth,
+        )  # fmt: skip
+        for index, (image, name, own) in enumerate(zip(images, record["labels"], carried, strict=True)):
             safe = "".join(letter if letter.isalnum() else "_" for letter in name)
-            Image.fromarray(image).save(place / "images" / f"{index:05d}_{safe}_seed{seed}.png")
+            write_png(place / "images" / f"{index:05d}_{safe}_seed{own.seed}.png", image, own)
     if options.npz:
         _write_npz(place / "samples.npz", [images], labels, generator, record)
 
