@@ -77,6 +77,7 @@ def test_a_picture_carries_its_record() -> None:
         ({"model_digest": "x"}, "model_digest: String should match pattern"),
         ({"sampling": {"guidance": 1.5, "code": "x"}}, "sampling.code: Extra inputs are not permitted"),
         ({"path": "/etc"}, "path: Extra inputs are not permitted"),
+        ({"batch": 3, "row": 3}, "row 3 of a batch of 3 is none"),
         ({"format_version": 2}, "format_version: Input should be 1"),
         ({"edit": {"task": "inpaint"}}, "edit.image_digest: Field required"),
     ],
@@ -127,11 +128,15 @@ def test_samples_are_made_again(here: Path, capsys: pytest.CaptureFixture[str]) 
         assert file.read_bytes() == Path("twice/images", file.name).read_bytes()
         code, out, err = outcome(f"reproduce {file} --model model --device cpu", capsys)
         assert (code, out, err) == (0, "same: all 64 pixels\n", "")
+    record = read_png(files[4])[1]
+    assert (record.batch, record.row, record.label, record.class_name) == (6, 4, None, "")
     record = read_png(files[0])[1]
     assert (record.label, record.class_name, record.sampling.top_k) == (2, "bird", 9)
     assert record.model_digest == model_digest(Path("model")) and record.edit is None
     code, out, _ = outcome(f"reproduce {files[5]} --model model --device cpu --out again.png", capsys)
     assert code == 0 and Path("again.png").read_bytes() == files[5].read_bytes()
+    outcome(f"reproduce {files[5]} --model model --device cpu --alone --out alone.png", capsys)
+    assert (alone := read_png(Path("alone.png"))[1]).batch == 1 and alone.row == 0
 
 
 def test_other_families_and_smooth_ones(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,10 +75,10 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         ],
         "dtype": str(generator.dtype).removeprefix("torch."),
     }  # fmt: skip
-    (carried,) = records(
-        generator, [label], [drawn.seeds[best]], model_digest=model_digest(find_model(options.model)),
-        sampling=sampling_options(options), edit=_edit_record(options, own, given, keep),
-    )  # fmt: skip
+    carried = records(
+        generator, [label] * len(drawn.seeds), drawn.seeds, batch=_BATCH,
+        model_digest=model_digest(find_model(options.model)), sampling=sampling_options(options), edit=_edit_record(options, own, given, keep),
+    )[best]  # fmt: skip
     with checkpoint.new_folder(out) as place:
         write_png(place / "edited.png", drawn.images_BHWC[best], carried)
         _sheet(_shown(given, keep, size), drawn.images_BHWC[best : best + 1]).save(place / "comparison.png")

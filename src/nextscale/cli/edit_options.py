@@ -69,6 +69,10 @@ def add_reproduce_options(reproduce: argparse.ArgumentParser) -> None:
     reproduce.add_argument("--model", required=True, help="the model that made it")
     reproduce.add_argument("--image", help="of an edit: the image that was edited")
     reproduce.add_argument("--mask", help="of an edit: its mask, where a file was given")
+    reproduce.add_argument(
+        "--alone", action="store_true",
+        help="make it alone; by default with as many copies as images were made together, which rounds alike",
+    )  # fmt: skip
     reproduce.add_argument("--out", help="PNG file to write the picture to that was made now")
     reproduce.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
     reproduce.epilog = (

@@ -26,6 +26,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if options.mask and not options.image:
         raise ValueError("--mask belongs to --image: give the image that was edited too")
     pixels, record = read_png(Path(options.picture))
+    if options.alone:
+        record = record.model_copy(update={"batch": 1, "row": 0})
     folder = find_model(options.model)
     digest = model_digest(folder)
     if digest != record.model_digest:

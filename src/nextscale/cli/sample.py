@@ -107,7 +107,8 @@ def _write(
     if options.png:
         (place / "images").mkdir()
         carried = records(
-            generator, labels, record["seeds"], model_digest=model_digest(find_model(options.model)),
+            generator, labels, record["seeds"], batch=1 if options.keep_best else options.batch,
+            model_digest=model_digest(find_model(options.model)),
             sampling=sampling_options(options), smooth=options.smooth,
         )  # fmt: skip
         for index, (image, name, own) in enumerate(zip(images, record["labels"], carried, strict=True)):

@@ -17,7 +17,7 @@ from typing import IO, Literal
 import numpy
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nextscale import __version__, checkpoint
 from nextscale.generate.settings import EditSettings, SamplingSettings
@@ -59,9 +59,19 @@ class Record(BaseModel):
     label: int | None = Field(ge=0, description="number of the class")
     class_name: str = Field("", max_length=500, description="its name, for readers")
     seed: int = Field(ge=0, lt=2**63)
+    batch: int = Field(
+        1, ge=1, le=65536, description="images that were made together: sums round by their shape"
+    )
+    row: int = Field(0, ge=0, description="which of them it was")
     smooth: bool = False
     sampling: SamplingSettings = Field(description="all that decide")
     edit: EditRecord | None = None
+
+    @model_validator(mode="after")
+    def _check_row(self) -> Record:
+        if self.row >= self.batch:
+            raise ValueError(f"row {self.row} of a batch of {self.batch} is none")
+        return self
 
     def as_text(self) -> str:
         """JSON of what is set, in one line, in the order of the fields."""
