@@ -77,7 +77,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     }  # fmt: skip
     carried = records(
         generator, [label] * len(drawn.seeds), drawn.seeds, batch=_BATCH,
-        model_digest=model_digest(find_model(options.model)), sampling=sampling_options(options), edit=_edit_record(options, own, given, keep),
+        model_digest=model_digest(find_model(options.model)), sampling=sampling_options(options),
+        edit=_edit_record(options, own, given, keep),
     )[best]  # fmt: skip
     with checkpoint.new_folder(out) as place:
         write_png(place / "edited.png", drawn.images_BHWC[best], carried)

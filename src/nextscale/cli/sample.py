@@ -29,19 +29,18 @@ from nextscale.pixels import enlarge, grid
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Make images of the labels asked for."""
+    if options.format is not None:
+        from nextscale.cli import sample_shards
+
+        return sample_shards.run(options)
+    if options.shard_size is not None:
+        raise ValueError(f"--shard-size {options.shard_size} belongs to --format: give both, or none")
     out = Path(options.out)
     check_new_folder(out)
     if out.suffix == ".npz" and (options.png or options.npz):
         raise ValueError(f"--out {out} is one file of all images: leave out --png and --npz")
-    if options.per_label < 1 or options.batch < 1:
-        raise ValueError(f"--per-label {options.per_label} and --batch {options.batch} must be at least 1")
     generator = Generator.load(options.model, device=choose_device(options.device), dtype=options.dtype)
-    labels = [
-        label for label in _labels(options.labels, generator.class_names) for _ in range(options.per_label)
-    ]
-    seeds = options.seeds or list(range(options.seed, options.seed + len(labels)))
-    if len(seeds) != len(labels):
-        raise ValueError(f"{len(seeds)} seeds for {len(labels)} images: give one per image, or only --seed")
+    labels, seeds = wanted(options, generator.class_names)
     given, rejection = sampling_options(options), None
     batches: Iterable[numpy.ndarray]
     if options.keep_best is None:
@@ -61,6 +60,17 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     with checkpoint.new_folder(out) as place:
         _write(place, images, labels, generator, options, record)
     print(f"{len(images)} images{drawn}: {out / 'grid.png'}")
+
+
+def wanted(options: argparse.Namespace, class_names: Sequence[str]) -> tuple[list[Label], list[int]]:
+    """The label and the seed of every image. Raises ValueError for labels or numbers that are none."""
+    if options.per_label < 1 or options.batch < 1:
+        raise ValueError(f"--per-label {options.per_label} and --batch {options.batch} must be at least 1")
+    labels = [label for label in _labels(options.labels, class_names) for _ in range(options.per_label)]
+    seeds = options.seeds or list(range(options.seed, options.seed + len(labels)))
+    if len(seeds) != len(labels):
+        raise ValueError(f"{len(seeds)} seeds for {len(labels)} images: give one per image, or only --seed")
+    return labels, seeds
 
 
 def sampling_options(options: argparse.Namespace) -> dict[str, Any]:

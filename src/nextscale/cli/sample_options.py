@@ -34,6 +34,12 @@ def add_sample_options(sample: argparse.ArgumentParser) -> None:
         help="new folder to write (default: samples), or an .npz of all images (arr_0: uint8 N, H, W, 3)",
     )
     sample.add_argument(
+        "--format", choices=["parquet", "webdataset"],
+        help="write shards of images, labels and seeds into --out instead; torchrun shares the work, run "
+        "again to go on",
+    )  # fmt: skip
+    sample.add_argument("--shard-size", type=int, help="of --format: images per file (default: 1000)")
+    sample.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
         help="of the weights: float32 draws the same tokens everywhere; auto (default) is bfloat16 where the "
         "hardware is faster with it",

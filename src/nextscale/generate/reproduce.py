@@ -2,8 +2,8 @@
 
 Letters: H W pixels.
 Special here: how a matrix product rounds depends on its shape, so now and then a token that is drawn alone
-is another one than in a batch. What else is in the batch does not matter; a picture is therefore made again in
-as many copies as images were made together, and its own row is taken.
+is another one than in a batch. What else is in the batch does not matter; a picture is therefore made again
+in as many copies as images were made together, and its own row is taken.
 """
 
 from __future__ import annotations
