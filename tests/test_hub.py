@@ -16,7 +16,8 @@ import torch
 from hub_for_tests import TOKEN, Hub, running_hub
 from models_for_tests import random_generator, tokens_of
 from nextscale import Generator
-from nextscale.models import find_model
+from nextscale.cli import main
+from nextscale.models import find_model, is_model
 from nextscale.models.hub import hub_name
 
 FILES = {"README.md", "config.json", "prior.safetensors", "tokenizer.safetensors"}
@@ -151,6 +152,16 @@ def test_which_names_are_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             hub_name(wrong)
     with pytest.raises(ValueError, match="no model 'runs/prior': expected a model folder"):
         find_model("runs/prior")
+
+
+def test_where_images_may_stand_a_model_of_the_hub_is_marked(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert is_model("hub:owner/name") and is_model("cifar10-tiny") and is_model(str(model))
+    assert not is_model("owner/name") and not is_model("pictures")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert main(["evaluate", "hub:owner/name", "--reference", "x.npz"]) == 2
+    assert "owner/name needs the package huggingface_hub" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_here_wins(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

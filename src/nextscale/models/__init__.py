@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from nextscale.models.hub import fetch_model, hub_name
+from nextscale.models.hub import HUB, fetch_model, hub_name
 
 _HOME = Path(__file__).parent
 
@@ -13,6 +13,12 @@ _HOME = Path(__file__).parent
 def bundled_models() -> tuple[str, ...]:
     """Names of the bundled models."""
     return tuple(sorted(item.parent.name for item in _HOME.glob("*/config.json")))
+
+
+def is_model(name: str) -> bool:
+    """Whether a name that may also be one of images is that of a model; a bare ``owner/name`` is not."""
+    here = name in bundled_models() or (Path(name).expanduser() / "config.json").is_file()
+    return here or name.startswith(HUB)
 
 
 def find_model(
