@@ -14,9 +14,9 @@ from images import noise
 from nextscale.cli import main
 
 ROOT = Path(__file__).parent.parent
-BLOCKS, EDITING = (
+BLOCKS, EDITING, HUB = (
     re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
-    for page in ("README.md", "docs/editing.md")
+    for page in ("README.md", "docs/editing.md", "docs/hub.md")
 )
 # A reader's training takes hours; two steps show that the command is right.
 SHORT = ["--loop.num_steps", "2", "--loop.evaluate_images", "4", "--quiet"]
@@ -26,6 +26,7 @@ SHORT = ["--loop.num_steps", "2", "--loop.evaluate_images", "4", "--quiet"]
 def stranger(tmp_path, monkeypatch):
     """A folder with pictures and a checkpoint of the released layout."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hugging-face"))  # diffusers keeps code there
     for number in range(150):
         folder = tmp_path / "my-pictures" / f"class {number % 3}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +63,12 @@ def test_the_blocks_of_the_editing_page_run(stranger):
     run_blocks(EDITING)
     for name in ("filled/edited.png", "best-of-eight/candidates.png", "two-fillings.png", "scale-5.png"):
         assert (stranger / name).stat().st_size > 0, name
+
+
+def test_the_blocks_of_the_hub_page_run(stranger):
+    run_blocks(HUB)
+    assert "class_agreement" in (stranger / "published/README.md").read_text()
+    assert (stranger / "my-model/prior.safetensors").exists()
 
 
 def run_blocks(blocks: list[tuple[str, str]]) -> None:

@@ -1,8 +1,4 @@
-"""``nextscale edit``.
-
-Special here: in a mask file white is generated anew, as in other programs; the library's masks say what is
-kept.
-"""
+"""``nextscale edit``."""
 
 from __future__ import annotations
 
@@ -17,15 +13,20 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale import checkpoint
+from nextscale.cli.edit_inputs import given_pixels, mask_from_file, read_picture
 from nextscale.cli.output import check_new_folder
 from nextscale.cli.rejection import fitting_classifier
 from nextscale.cli.sample import sampling_options
-from nextscale.data.transforms import decode_image, resize_and_crop
 from nextscale.distributed import choose_device
 from nextscale.evaluate.likelihood import image_bits
 from nextscale.generate.editing import box_mask
+from nextscale.generate.folder import model_digest
 from nextscale.generate.generator import Generator
+from nextscale.generate.provenance import EditRecord, pixels_digest, write_png
+from nextscale.generate.reproduce import records
 from nextscale.generate.request import Label, resolve_label
+from nextscale.generate.settings import EditSettings
+from nextscale.models import find_model
 from nextscale.pixels import enlarge, grid, to_uint8
 from nextscale.rng import candidate_seed, check_seeds
 
@@ -45,19 +46,23 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     check_new_folder(out)
     _check(options)
     generator = Generator.load(options.model, device=choose_device(options.device), dtype=options.dtype)
-    label = None if options.label == "none" else resolve_label(options.label, generator.class_names)
+    label: Label = None
+    if options.label != "none":
+        label = resolve_label(options.label, generator.class_names)
     size = generator.tokenizer.image_size
-    image = _read(options.image)
-    keep = _mask(options, image, size)
-    given = _given(image, options.task, size)
+    image, box = read_picture(options.image), _box(options)
+    keep = None if box is None else box_mask(box, size)
+    if options.mask is not None:
+        keep = mask_from_file(options.mask, image, size, image_path=options.image)
+    given = given_pixels(image, options.task, size)
     edit = {
         "from_scale": options.from_scale, "feather": options.feather, "share": options.share,
         "hide": None if options.hole is None else options.hole == "hidden",
         "paste": False if options.no_paste else None,
         "place": None if options.place is None else _numbers("--place", options.place, "y,x"),
     }  # fmt: skip
-    settings = {**{name: value for name, value in edit.items() if value is not None},
-                **sampling_options(options)}  # fmt: skip
+    own = {name: value for name, value in edit.items() if value is not None}
+    settings = {**own, **sampling_options(options)}
     drawn = _draw(generator, given, keep, label, options, settings)
     best = 0 if drawn.scores is None else int(numpy.argmax(drawn.scores))
     record = {
@@ -70,8 +75,13 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         ],
         "dtype": str(generator.dtype).removeprefix("torch."),
     }  # fmt: skip
+    carried = records(
+        generator, [label] * len(drawn.seeds), drawn.seeds, batch=_BATCH,
+        model_digest=model_digest(find_model(options.model)), sampling=sampling_options(options),
+        edit=_edit_record(options, own, given, keep),
+    )[best]  # fmt: skip
     with checkpoint.new_folder(out) as place:
-        Image.fromarray(drawn.images_BHWC[best]).save(place / "edited.png")
+        write_png(place / "edited.png", drawn.images_BHWC[best], carried)
         _sheet(_shown(given, keep, size), drawn.images_BHWC[best : best + 1]).save(place / "comparison.png")
         if drawn.scores is not None:
             order = numpy.argsort(drawn.scores)[::-1]
@@ -105,12 +115,6 @@ def _best_by(options: argparse.Namespace) -> str | None:
     return (options.best_by or "likelihood") if options.candidates > 1 else None
 
 
-def _read(path: str) -> Image.Image:
-    if not Path(path).is_file():
-        raise ValueError(f"no image {path!r}: give the path of a picture file")
-    return decode_image(Path(path).read_bytes(), path)
-
-
 def _numbers(option: str, text: str, form: str) -> tuple[float, ...]:
     """Numbers between commas, as many as ``form`` has."""
     try:
@@ -122,41 +126,23 @@ def _numbers(option: str, text: str, form: str) -> tuple[float, ...]:
     return values
 
 
-def _mask(options: argparse.Namespace, image: Image.Image, size: tuple[int, int]) -> numpy.ndarray | None:
-    """What is kept: float32 (H, W) in [0, 1]; None for tasks without a mask."""
-    if options.box is not None:
-        y0, x0, y1, x1 = _numbers("--box", options.box, "y0,x0,y1,x1")
-        return box_mask((y0, x0, y1, x1), size)
-    if options.mask is None:
+def _box(options: argparse.Namespace) -> tuple[float, float, float, float] | None:
+    if options.box is None:
         return None
-    mask = _read(options.mask)
-    if mask.size != image.size:
-        raise ValueError(
-            f"--mask {options.mask} has {mask.width} x {mask.height} pixels, {options.image} has "
-            f"{image.width} x {image.height}: make them equal"
-        )
-    white = resize_and_crop(mask.convert("L").convert("RGB"), size)[..., 0]
-    if not white.any():
-        raise ValueError(f"--mask {options.mask} is black all over: make white what shall be generated")
-    keep: numpy.ndarray = (255 - white.astype(numpy.float32)) / 255
-    return keep
+    y0, x0, y1, x1 = _numbers("--box", options.box, "y0,x0,y1,x1")
+    return y0, x0, y1, x1
 
 
-def _given(image: Image.Image, task: str, size: tuple[int, int]) -> numpy.ndarray:
-    """The image as the task wants it, uint8 (H, W, 3): whole, a small one of the model's proportions, or of
-    the model's size.
-    """
-    if task == "outpaint":
-        return numpy.asarray(image)
-    if task == "upscale":
-        share = min(image.height / size[0], image.width / size[1])
-        if share >= 1:
-            raise ValueError(
-                f"--task upscale needs an image smaller than the model's {size[1]} x {size[0]} pixels, "
-                f"given {image.width} x {image.height}"
-            )
-        size = max(1, round(size[0] * share)), max(1, round(size[1] * share))
-    return resize_and_crop(image, size)
+def _edit_record(
+    options: argparse.Namespace, edit: dict[str, Any], given: numpy.ndarray, keep: numpy.ndarray | None
+) -> EditRecord:
+    """What the result depends on besides what a sample does."""
+    masked = keep is not None and options.mask is not None
+    return EditRecord(
+        task=options.task, settings=EditSettings(**edit), image_digest=pixels_digest(given),
+        **({"mask_digest": pixels_digest(keep)} if masked and keep is not None else {}),
+        **({"box": _box(options)} if options.box is not None else {}),
+    )  # fmt: skip
 
 
 def _draw(

@@ -61,3 +61,21 @@ def add_edit_options(edit: argparse.ArgumentParser) -> None:
         help="of the weights; auto (default) is bfloat16 where the hardware is faster with it",
     )  # fmt: skip
     edit.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
+
+
+def add_reproduce_options(reproduce: argparse.ArgumentParser) -> None:
+    """The picture, the model, and what an edit was given."""
+    reproduce.add_argument("picture", help="PNG file by nextscale sample --png, edit, or bulk sampling")
+    reproduce.add_argument("--model", required=True, help="the model that made it")
+    reproduce.add_argument("--image", help="of an edit: the image that was edited")
+    reproduce.add_argument("--mask", help="of an edit: its mask, where a file was given")
+    reproduce.add_argument(
+        "--alone", action="store_true",
+        help="make it alone; by default with as many copies as images were made together, which rounds alike",
+    )  # fmt: skip
+    reproduce.add_argument("--out", help="PNG file to write the picture to that was made now")
+    reproduce.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
+    reproduce.epilog = (
+        "The exit code is 0 when all pixels are the same, 1 when some differ or the model is another, 2 for "
+        "files that cannot be used."
+    )

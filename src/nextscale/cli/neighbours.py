@@ -24,7 +24,7 @@ from nextscale.distributed import choose_device
 from nextscale.evaluate.memorization import Memorization, memorization
 from nextscale.features.extractor import Extractor, load_extractor
 from nextscale.generate.generator import Generator
-from nextscale.models import bundled_models
+from nextscale.models import is_model
 from nextscale.pixels import enlarge, grid
 
 _BATCH = 100
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     extractor = load_extractor(options.features, options.weights, device=device)
     training = open_source(options.training)
     record: dict[str, Any] = {"training": options.training, "features": options.features}
-    if _is_model(options.images):
+    if is_model(options.images):
         images = _samples(Generator.load(options.images, device=device), options, record)
     else:
         images = _given(open_source(options.images), extractor, options, record)
@@ -64,10 +64,6 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
     if options.limit is not None and options.limit < 2:
         raise ValueError(f"--limit {options.limit} must be at least 2: training images are compared too")
-
-
-def _is_model(given: str) -> bool:
-    return given in bundled_models() or (Path(given).expanduser() / "config.json").is_file()
 
 
 def _samples(generator: Generator, options: argparse.Namespace, record: dict[str, Any]) -> numpy.ndarray:

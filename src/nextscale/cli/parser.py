@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 
 from nextscale.cli.arguments import Parser
 from nextscale.cli.bench_options import add_bench_options
-from nextscale.cli.edit_options import add_edit_options
+from nextscale.cli.edit_options import add_edit_options, add_reproduce_options
 from nextscale.cli.export_options import add_export_options
+from nextscale.cli.publish_options import add_publish_options
+from nextscale.cli.sample_options import add_sample_options, add_sampling_options
 from nextscale.cli.scoring_options import (
     add_evaluate_options,
     add_likelihood_options,
@@ -51,9 +53,9 @@ def build_parser() -> Parser:
         return command
 
     for add_command in (
-        _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_edit, _add_reconstruct,
-        _add_convert, _add_export, _add_evaluate, _add_statistics, _add_likelihood, _add_neighbours,
-        _add_scaling, _add_compare, _add_bench, _add_serve,
+        _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_edit, _add_reproduce,
+        _add_reconstruct, _add_convert, _add_export, _add_publish, _add_evaluate, _add_statistics,
+        _add_likelihood, _add_neighbours, _add_scaling, _add_compare, _add_bench, _add_serve,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -132,45 +134,19 @@ def _add_tokenize(add: AddCommand) -> None:
 
 
 def _add_sample(add: AddCommand) -> None:
-    sample = add("sample", "Make images.", "sample")
-    sample.add_argument("model", help="bundled model or model folder")
-    sample.add_argument(
-        "--labels", nargs="+", default=["all"], help="class numbers or names, 'none', or 'all' (default)"
-    )
-    sample.add_argument("--per-label", type=int, default=1, help="images of each label (default: 1)")
-    sample.add_argument(
-        "--seed", type=int, default=0, help="seed of the first image; the others count on (default: 0)"
-    )
-    sample.add_argument("--seeds", type=int, nargs="+", help="one seed per image instead")
-    _add_sampling(sample)
-    sample.add_argument(
-        "--smooth", action="store_true", help="mix codes instead of drawing one (pictures only)"
-    )
-    sample.add_argument(
-        "--keep-best", type=float, metavar="SHARE",
-        help="rejection sampling: draw 1 / SHARE candidates per image, keep the one that the bundled "
-        "classifier is surest of; needs its classes",
-    )  # fmt: skip
-    sample.add_argument("--batch", type=int, default=50, help="images at a time (default: 50)")
-    sample.add_argument("--png", action="store_true", help="write every image as a PNG too")
-    sample.add_argument("--npz", action="store_true", help="write samples.npz too, as an .npz for --out")
-    sample.add_argument(
-        "--out",
-        default="samples",
-        help="new folder to write (default: samples), or an .npz of all images (arr_0: uint8 N, H, W, 3)",
-    )
-    sample.add_argument(
-        "--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
-        help="of the weights: float32 draws the same tokens everywhere; auto (default) is bfloat16 where the "
-        "hardware is faster with it",
-    )  # fmt: skip
-    sample.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
+    add_sample_options(add("sample", "Make images.", "sample"))
 
 
 def _add_edit(add: AddCommand) -> None:
     edit = add("edit", "Make a part of an image anew, its surroundings, a variation, or it larger.", "edit")
     add_edit_options(edit)
-    _add_sampling(edit)
+    add_sampling_options(edit)
+
+
+def _add_reproduce(add: AddCommand) -> None:
+    add_reproduce_options(
+        add("reproduce", "Make a picture again from what its file says of itself.", "reproduce")
+    )
 
 
 def _add_reconstruct(add: AddCommand) -> None:
@@ -188,6 +164,12 @@ def _add_reconstruct(add: AddCommand) -> None:
 
 def _add_export(add: AddCommand) -> None:
     add_export_options(add("export", "Write a model as programs that run without its Python code.", "export"))
+
+
+def _add_publish(add: AddCommand) -> None:
+    add_publish_options(
+        add("publish", "Write a model with a card, to a folder or the Hugging Face hub.", "publish")
+    )
 
 
 def _add_convert(add: AddCommand) -> None:
@@ -211,7 +193,7 @@ def _add_evaluate(add: AddCommand) -> None:
         "evaluate", "Score a model or images, against a reference or by class agreement alone.", "evaluate"
     )
     add_evaluate_options(evaluate)
-    _add_sampling(evaluate)
+    add_sampling_options(evaluate)
 
 
 def _add_statistics(add: AddCommand) -> None:
@@ -229,7 +211,7 @@ def _add_likelihood(add: AddCommand) -> None:
 def _add_neighbours(add: AddCommand) -> None:
     neighbours = add("neighbours", "Look for training images that a model repeats.", "neighbours")
     add_neighbours_options(neighbours)
-    _add_sampling(neighbours)
+    add_sampling_options(neighbours)
 
 
 def _add_scaling(add: AddCommand) -> None:
@@ -255,23 +237,3 @@ def _add_bench(add: AddCommand) -> None:
 
 def _add_serve(add: AddCommand) -> None:
     add_serve_options(add("serve", "Answer requests for pictures over HTTP.", "serve"))
-
-
-def _add_sampling(command: argparse.ArgumentParser) -> None:
-    """Sampling settings; what is not given is the model's own."""
-    command.add_argument(
-        "--guidance", type=float, help="classifier-free guidance at the last scale, 0 is off"
-    )
-    command.add_argument("--top-k", type=int, help="draw among the k likeliest codes; 0 is off, 1 is greedy")
-    command.add_argument(
-        "--top-p", type=float, help="draw among the likeliest codes with this probability; 1 is off"
-    )
-    command.add_argument("--temperature", type=float, help="divides the logits")
-    command.add_argument(
-        "--num-unguided-scales", type=int, help="last scales without guidance, at half the work; 0 is none"
-    )
-    command.add_argument(
-        "--ssg", type=float, help="scaled spatial guidance, away from the coarser scale's logits; 0 is off"
-    )
-    command.add_argument("--sampler", choices=["ddim", "ddpm"], help="of diffusion: how noise is taken away")
-    command.add_argument("--num-steps", type=int, help="of diffusion: how many times")

@@ -17,27 +17,30 @@ from nextscale.cli.output import check_new_folder
 from nextscale.cli.rejection import best_images
 from nextscale.distributed import choose_device
 from nextscale.evaluate.npz import LABELS, new_npz
+from nextscale.generate.folder import model_digest
 from nextscale.generate.generator import Generator
+from nextscale.generate.provenance import write_png
+from nextscale.generate.reproduce import records
 from nextscale.generate.request import Label, resolve_label
 from nextscale.generate.settings import SamplingSettings
+from nextscale.models import find_model
 from nextscale.pixels import enlarge, grid
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Make images of the labels asked for."""
+    if options.format is not None:
+        from nextscale.cli import sample_shards
+
+        return sample_shards.run(options)
+    if options.shard_size is not None:
+        raise ValueError(f"--shard-size {options.shard_size} belongs to --format: give both, or none")
     out = Path(options.out)
     check_new_folder(out)
     if out.suffix == ".npz" and (options.png or options.npz):
         raise ValueError(f"--out {out} is one file of all images: leave out --png and --npz")
-    if options.per_label < 1 or options.batch < 1:
-        raise ValueError(f"--per-label {options.per_label} and --batch {options.batch} must be at least 1")
     generator = Generator.load(options.model, device=choose_device(options.device), dtype=options.dtype)
-    labels = [
-        label for label in _labels(options.labels, generator.class_names) for _ in range(options.per_label)
-    ]
-    seeds = options.seeds or list(range(options.seed, options.seed + len(labels)))
-    if len(seeds) != len(labels):
-        raise ValueError(f"{len(seeds)} seeds for {len(labels)} images: give one per image, or only --seed")
+    labels, seeds = wanted(options, generator.class_names)
     given, rejection = sampling_options(options), None
     batches: Iterable[numpy.ndarray]
     if options.keep_best is None:
@@ -57,6 +60,17 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     with checkpoint.new_folder(out) as place:
         _write(place, images, labels, generator, options, record)
     print(f"{len(images)} images{drawn}: {out / 'grid.png'}")
+
+
+def wanted(options: argparse.Namespace, class_names: Sequence[str]) -> tuple[list[Label], list[int]]:
+    """The label and the seed of every image. Raises ValueError for labels or numbers that are none."""
+    if options.per_label < 1 or options.batch < 1:
+        raise ValueError(f"--per-label {options.per_label} and --batch {options.batch} must be at least 1")
+    labels = [label for label in _labels(options.labels, class_names) for _ in range(options.per_label)]
+    seeds = options.seeds or list(range(options.seed, options.seed + len(labels)))
+    if len(seeds) != len(labels):
+        raise ValueError(f"{len(seeds)} seeds for {len(labels)} images: give one per image, or only --seed")
+    return labels, seeds
 
 
 def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -102,11 +116,14 @@ def _write(
     checkpoint.write_json(place / "settings.json", record)
     if options.png:
         (place / "images").mkdir()
-        for index, (image, name, seed) in enumerate(
-            zip(images, record["labels"], record["seeds"], strict=True)
-        ):
+        carried = records(
+            generator, labels, record["seeds"], batch=1 if options.keep_best else options.batch,
+            model_digest=model_digest(find_model(options.model)),
+            sampling=sampling_options(options), smooth=options.smooth,
+        )  # fmt: skip
+        for index, (image, name, own) in enumerate(zip(images, record["labels"], carried, strict=True)):
             safe = "".join(letter if letter.isalnum() else "_" for letter in name)
-            Image.fromarray(image).save(place / "images" / f"{index:05d}_{safe}_seed{seed}.png")
+            write_png(place / "images" / f"{index:05d}_{safe}_seed{own.seed}.png", image, own)
     if options.npz:
         _write_npz(place / "samples.npz", [images], labels, generator, record)
 

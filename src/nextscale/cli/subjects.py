@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nextscale import checkpoint
 from nextscale.cli.references import open_images
 from nextscale.cli.sample import sampling_options
 from nextscale.data.sources import open_source
@@ -26,8 +24,9 @@ from nextscale.evaluate.settings import Kind, Protocol
 from nextscale.features.classifier import Classifier, load_classifier
 from nextscale.features.perceptual import PerceptualDistance, load_perceptual
 from nextscale.features.settings import PerceptualSettings
+from nextscale.generate.folder import model_digest
 from nextscale.generate.generator import Generator
-from nextscale.models import bundled_models, find_model
+from nextscale.models import find_model, is_model
 
 _NUM_SAMPLES = 1000
 
@@ -48,7 +47,7 @@ def open_subject(options: argparse.Namespace, protocol: Protocol | None, ranks: 
     Raises:
         ValueError: nothing of that kind is there, or options that have no effect on it.
     """
-    if not _is_model(options.model):
+    if not is_model(options.model):
         return _given_images(options)
     folder = find_model(options.model)
     generator = Generator.load(folder, device=ranks.device, dtype=options.dtype or "float32")
@@ -147,21 +146,10 @@ def _given_images(options: argparse.Namespace) -> Subject:
     return Subject(images, "training", description, tuple(warnings))
 
 
-def _is_model(name: str) -> bool:
-    return name in bundled_models() or (Path(name).expanduser() / "config.json").is_file()
-
-
 def _refuse(options: argparse.Namespace, names: tuple[str, ...], what: str) -> None:
     for name in names:
         if getattr(options, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} has no effect on {what}")
-
-
-def model_digest(folder: Path) -> str:
-    """SHA-256 over the digests of a model's files."""
-    files = sorted(item for item in folder.iterdir() if item.suffix in (".json", ".safetensors"))
-    text = "".join(f"{file.name} {checkpoint.digest(file)}\n" for file in files)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def find_classifier(

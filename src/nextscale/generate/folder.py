@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -11,8 +12,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from nextscale import checkpoint
+from nextscale.generate.card import CardSettings, card_text
 from nextscale.generate.precision import stored_dtype
 from nextscale.generate.settings import ModelSettings
+from nextscale.models.hub import MODEL_FILES
 from nextscale.prior.diffusion import DiffusionPrior
 from nextscale.prior.next_scale import NextScalePrior
 from nextscale.prior.next_token import NextTokenPrior
@@ -23,20 +26,18 @@ from nextscale.tokenizer.model import Tokenizer
 Prior: TypeAlias = NextScalePrior | NextTokenPrior | DiffusionPrior
 Module = TypeVar("Module", bound=torch.nn.Module)
 
-_FILES = {"config.json", "tokenizer.safetensors", "prior.safetensors", "README.md"}
-
 
 def save_model(
     folder: Path, settings: ModelSettings, *, tokenizer: Tokenizer, prior: Prior | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32, about: CardSettings | None = None,
 ) -> None:  # fmt: skip
-    """Write a model folder, whole or not at all.
+    """Write a model folder, whole or not at all; its card says also what is said ``about`` the model.
 
     Raises:
         ValueError: the folder exists and holds something that is no model.
     """
     present = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
-    if folder.is_file() or (present and not {"config.json"} <= present <= _FILES):
+    if folder.is_file() or (present and not {"config.json"} <= present <= set(MODEL_FILES)):
         raise ValueError(f"{folder} exists and holds other files: give another folder")
     quantizer = settings.tokenizer.quantizer.model_copy(
         update={"phi_of_scale": tokenizer.quantizer.phi_of_scale}
@@ -49,7 +50,7 @@ def save_model(
         _write(place / "tokenizer.safetensors", tokenizer, dtype)
         if prior is not None:
             _write(place / "prior.safetensors", prior, dtype)
-        (place / "README.md").write_text(_card(resolved))
+        (place / "README.md").write_text(card_text(resolved, about))
 
 
 def _write(path: Path, module: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -110,20 +111,8 @@ def _fill(module: Module, path: Path, dtype: torch.dtype) -> Module:
     return module.eval().requires_grad_(False)
 
 
-def _card(settings: ModelSettings) -> str:
-    height, width = settings.schedule.latent_size
-    reduction = settings.tokenizer.autoencoder.reduction
-    quantizer = settings.tokenizer.quantizer
-    lines = [
-        "# A nextscale model",
-        "",
-        f"- images: {height * reduction} x {width * reduction} pixels",
-        f"- scales: {', '.join(f'{h}x{w}' for h, w in settings.schedule.sizes)}",
-        f"- codes: {quantizer.vocab_size} of width {quantizer.code_dim}",
-        f"- classes: {len(settings.class_names)}",
-    ]
-    if settings.prior is not None:
-        lines.append(
-            f"- prior: {settings.prior.kind}, depth {settings.prior.depth}, width {settings.prior.width}"
-        )
-    return "\n".join(lines) + "\n"
+def model_digest(folder: Path) -> str:
+    """What a model's images depend on, in hexadecimal: SHA-256 over those of its config and its weights."""
+    files = (folder / name for name in sorted(MODEL_FILES) if name != "README.md")
+    text = "".join(f"{file.name} {checkpoint.digest(file)}\n" for file in files if file.is_file())
+    return hashlib.sha256(text.encode()).hexdigest()

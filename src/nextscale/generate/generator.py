@@ -8,6 +8,7 @@ fails leaves nothing behind.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,15 +16,18 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from nextscale.generate.card import CardSettings
 from nextscale.generate.diffusion import step_by_step
 from nextscale.generate.editing import Edit, Editing, Picture, Task, prepare_edit, split_settings
 from nextscale.generate.folder import Prior, load_prior, load_tokenizer, read_settings, save_model
+from nextscale.generate.hub import Push, push_folder
 from nextscale.generate.next_scale import scale_by_scale
 from nextscale.generate.next_token import token_by_token
 from nextscale.generate.precision import Dtype, choose_dtype, speed_up_prior, speed_up_tokenizer
 from nextscale.generate.request import Label, Request, Sampling, build_request
 from nextscale.generate.result import Preview, Result
 from nextscale.generate.settings import ModelSettings
+from nextscale.models import find_model
 from nextscale.pixels import to_uint8
 from nextscale.prior.next_scale import NextScalePrior
 from nextscale.prior.next_token import NextTokenPrior
@@ -58,34 +62,64 @@ class Generator:
     def load(
         cls, model: str | Path, *, device: str | torch.device = "cpu", dtype: Dtype = "float32"
     ) -> Generator:
-        """Load a bundled model by name or a model folder.
+        """Load a model: a folder, a bundled name, or one of the Hugging Face hub, in this order.
 
         Args:
-            model: its name or folder.
+            model: its folder or name, or ``[hub:]owner/name[@revision]``.
             device: of the weights.
-            dtype: see `Generator`; float32 gives the same tokens on every machine, bfloat16 is faster.
+            dtype: see `Generator`.
 
         Raises:
             ValueError: no such model, or files that do not fit together.
         """
-        from nextscale.models import find_model
+        return cls.from_pretrained(model, device=device, dtype=dtype)
 
-        folder = find_model(model)
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path, *, revision: str | None = None, token: str | bool | None = None,
+        cache_dir: str | Path | None = None, local_files_only: bool = False,
+        device: str | torch.device = "cpu", dtype: Dtype = "float32",
+    ) -> Generator:  # fmt: skip
+        """As `load`, with what a model of the hub takes: see `nextscale.models.hub.fetch_model`."""
+        folder = find_model(
+            model, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
         settings = read_settings(folder)
         stored = choose_dtype(dtype, device)
         prior = load_prior(folder, settings, dtype=stored).to(device) if settings.prior is not None else None
         tokenizer = load_tokenizer(folder, settings, dtype=stored).to(device)
         return cls(settings, tokenizer, prior, dtype=dtype)
 
-    def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write a model folder, whole or not at all.
+    def save(
+        self, folder: str | Path, *, dtype: torch.dtype = torch.float32, about: CardSettings | None = None
+    ) -> None:
+        """Write a model folder, whole or not at all; its card says also what is said ``about`` the model.
 
         Raises:
             ValueError: it holds other files, or this generator is not in float32.
         """
         if self.dtype != torch.float32:
             raise ValueError(f"a generator in {self.dtype} cannot be saved: load it with dtype='float32'")
-        save_model(Path(folder), self.settings, tokenizer=self.tokenizer, prior=self._prior, dtype=dtype)
+        save_model(
+            Path(folder), self.settings, tokenizer=self.tokenizer, prior=self._prior, dtype=dtype, about=about
+        )
+
+    def save_pretrained(
+        self, folder: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None,
+        about: CardSettings | None = None, **push: Unpack[Push],
+    ) -> None:  # fmt: skip
+        """As `save`; then as `push_to_hub`, if asked, to ``repo_id`` or a repository of the folder's name."""
+        if not push_to_hub and (repo_id is not None or push):
+            raise ValueError("repo_id and what goes with it have no effect: add push_to_hub=True")
+        self.save(folder, about=about)
+        if push_to_hub:
+            push_folder(Path(folder), repo_id or Path(folder).resolve().name, **push)
+
+    def push_to_hub(self, repo_id: str, *, about: CardSettings | None = None, **push: Unpack[Push]) -> str:
+        """Write the model to the hub; returns the address of the commit. See `nextscale.generate.hub`."""
+        with tempfile.TemporaryDirectory() as place:
+            self.save(Path(place) / "model", about=about)
+            return push_folder(Path(place) / "model", repo_id, **push)
 
     def to(self, device: str | torch.device) -> Generator:
         """Move the weights; returns self.
@@ -107,9 +141,7 @@ class Generator:
     def prior(self) -> Prior:
         """The transformer. Raises ValueError when the model has none."""
         if self._prior is None:
-            raise ValueError(
-                "this model holds a tokenizer but no prior: train one with nextscale train prior"
-            )
+            raise ValueError("model holds a tokenizer but no prior: train one with nextscale train prior")
         return self._prior
 
     @property
@@ -254,10 +286,8 @@ class Generator:
         self, labels: Sequence[Label], seeds: Sequence[int], smooth: bool, overrides: Sampling
     ) -> Request:
         """What calling the generator is asked for, checked: arguments and errors as there."""
-        return build_request(
-            labels, seeds, self.settings, overrides=overrides, smooth=smooth,
-            device=self.prior.position.device,
-        )  # fmt: skip
+        device = self.prior.position.device
+        return build_request(labels, seeds, self.settings, overrides=overrides, smooth=smooth, device=device)
 
     def steps(self, request: Request) -> Iterator[tuple[Tensor | None, Tensor]]:
         """What a generation yields: new tokens (B, T), if any, and the features (B, C, h, w) so far."""

@@ -1,0 +1,1 @@
+"""Files that go into a folder for diffusers as they are."""
