@@ -111,3 +111,16 @@ def mask_with_hole(size: tuple[int, int] = (8, 8)) -> Image.Image:
     mask = Image.new("RGBA", size, (0, 0, 0, 255))
     mask.paste((0, 0, 0, 0), (0, 0, 4, 8))
     return mask
+
+
+def form(fields: dict[str, str], files: dict[str, tuple[str, bytes, str]]) -> tuple[bytes, str]:
+    """A multipart body, and its kind."""
+    parts = [f'form-data; name="{name}"\r\n\r\n{text}'.encode() for name, text in fields.items()]
+    parts += [
+        f'form-data; name="{name}"; filename="{file}"\r\nContent-Type: {kind}\r\n\r\n'.encode() + content
+        for name, (file, content, kind) in files.items()
+    ]
+    body = (
+        b"".join(b"--border\r\nContent-Disposition: " + part + b"\r\n" for part in parts) + b"--border--\r\n"
+    )
+    return body, "multipart/form-data; boundary=border"

@@ -13,7 +13,7 @@ import pytest
 
 from models_for_tests import model_settings, random_generator
 from nextscale import Generator
-from serving_for_tests import WAIT, Running, mask_with_hole, pixels, png, running
+from serving_for_tests import WAIT, Running, form, mask_with_hole, pixels, png, running
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +39,6 @@ def send(server: Running, path: str, body: bytes | None, kind: str = "applicatio
 
 def post(server: Running, path: str, **fields: Any) -> tuple[int, str]:
     return send(server, path, json.dumps(fields).encode())
-
-
-def form(fields: dict[str, str], files: dict[str, tuple[str, bytes, str]]) -> tuple[bytes, str]:
-    """A multipart body, and its kind."""
-    parts = [f'form-data; name="{name}"\r\n\r\n{text}'.encode() for name, text in fields.items()]
-    parts += [
-        f'form-data; name="{name}"; filename="{file}"\r\nContent-Type: {kind}\r\n\r\n'.encode() + content
-        for name, (file, content, kind) in files.items()
-    ]
-    body = (
-        b"".join(b"--border\r\nContent-Disposition: " + part + b"\r\n" for part in parts) + b"--border--\r\n"
-    )
-    return body, "multipart/form-data; boundary=border"
 
 
 def events(text: str) -> list[tuple[str, dict[str, Any]]]:

@@ -15,7 +15,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import nextscale
 from nextscale.serve import images_api, native_api
@@ -32,12 +32,13 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/api/edit": NativeEdit,
 }  # fmt: skip
 _FORMS = ("/v1/images/edits", "/api/edit")
+_EVENT = {"type": "object", "properties": {name: {"type": "string"} for name in ("event", "data")}}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
-        400: "something in it does not fit", 401: "no such key", 403: "not from there", 404: "no such thing",
-        413: "too large", 429: "too many; see Retry-After", 500: "a batch failed", 503: "closing down",
-        504: "the deadline passed",
+        400: "something in it does not fit", 401: "no such key", 403: "not from there",
+        404: "no such thing", 408: "the deadline passed", 413: "too large", 429: "too many; see Retry-After",
+        500: "a batch failed", 503: "closing down",
     }.items()
 }  # fmt: skip
 
@@ -93,7 +94,7 @@ def _add_health(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
         what = "ready" if ready else "closing down" if state.closing else "the engine has died"
         return JSONResponse({"status": what}, 200 if ready else 503)
 
-    @app.get("/metrics", tags=["health"])
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
     async def show_metrics() -> Response:
         """For Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
@@ -128,6 +129,6 @@ def _document(app: FastAPI) -> dict[str, Any]:
                     body["multipart/form-data"] = body.pop("application/x-www-form-urlencoded")
                 if path in _BODIES:
                     content = method["responses"]["200"].setdefault("content", {})
-                    content["text/event-stream"] = {"schema": {"type": "string"}}
+                    content["text/event-stream"] = {"schema": _EVENT}
         app.openapi_schema = document
     return app.openapi_schema

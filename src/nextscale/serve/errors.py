@@ -70,7 +70,7 @@ _ENDS: dict[type[OrderError], tuple[int, str]] = {
     QueueFull: (429, "queue_full"),
     Closing: (503, "closing_down"),
     Refused: (400, "invalid_image"),
-    DeadlineExceeded: (504, "deadline_exceeded"),
+    DeadlineExceeded: (408, "deadline_exceeded"),
     Cancelled: (499, "client_left"),
     BatchFailed: (500, "batch_failed"),
 }

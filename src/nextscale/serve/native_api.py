@@ -31,7 +31,7 @@ async def model(service: Served) -> ModelCard:
     kind = settings.prior.kind if settings.prior else "none"
     return ModelCard(
         name=service.name, kind=kind, class_names=list(generator.class_names), height=height, width=width,
-        scales=list(settings.schedule.sizes), sampling=generator.sampling({}),
+        scales=[list(size) for size in settings.schedule.sizes], sampling=generator.sampling({}),
         tasks=["inpaint", "outpaint", "replace", "variation", "upscale"] if kind == "next_scale" else [],
         dtype=str(generator.dtype).removeprefix("torch."),
         max_images=min(service.settings.max_images, service.engine.settings.max_batch),

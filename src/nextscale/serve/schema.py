@@ -164,7 +164,7 @@ class ModelCard(BaseModel):
     class_names: list[str]
     height: int
     width: int
-    scales: list[tuple[int, int]] = Field(description="(rows, columns) of each map of tokens")
+    scales: list[list[int]] = Field(description="(rows, columns) of each map of tokens")
     sampling: dict[str, Any] = Field(description="the model's own settings")
     tasks: list[Task] = Field(description="edits that it can do")
     dtype: str
