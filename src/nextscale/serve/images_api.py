@@ -148,10 +148,10 @@ async def _events(
 
 
 def partial_scales(count: int, num_stages: int) -> list[int]:
-    """Which stages are shown on the way: ``count`` of those before the last, evenly spread."""
-    return sorted(
-        {(place + 1) * (num_stages - 1) // (count + 1) for place in range(count)} - {num_stages - 1}
-    )
+    """Which stages are shown on the way: the first after a third of them, the others evenly up to the last."""
+    first = (num_stages - 1) // 3
+    shown = {first + place * (num_stages - 1 - first) // count for place in range(count)}
+    return sorted(shown - {num_stages - 1})
 
 
 def _encoded(update: Update, body: Generation | Edit) -> list[str]:
