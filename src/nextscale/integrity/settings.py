@@ -1,0 +1,25 @@
+"""Settings of what a run writes down about itself. No torch here."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class LedgerSettings(BaseModel):
+    """The ledger of a run. None of it changes what is trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    enabled: bool = Field(True, description="write every step, checkpoint and event down, chained by hashes")
+    anchor: str = Field(
+        "", description="file elsewhere that takes the ledger's head at every checkpoint; empty: none"
+    )
+    accept: str = Field(
+        "", description="go on in spite of the differences of this code, which the refusal names"
+    )
+
+    @model_validator(mode="after")
+    def _check_use(self) -> LedgerSettings:
+        for name, value in (("anchor", self.anchor), ("accept", self.accept)):
+            if value and not self.enabled:
+                raise ValueError(f"ledger.{name} {value} would have no effect with ledger.enabled false")
+        return self
