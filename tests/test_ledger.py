@@ -13,14 +13,14 @@ import pytest
 
 from nextscale.integrity import anchors
 from nextscale.integrity.history import read_history
-from nextscale.integrity.ledger import NOTHING, Head, Ledger, LedgerError, cut_torn, exact, follow, head_of
+from nextscale.integrity.ledger import EMPTY, Head, Ledger, LedgerError, cut_torn, exact, follow, head_of
 
 Lines = list[bytes]
 
 
 def write_ledger(path: Path, count: int = 10) -> Head:
     """One start and steps."""
-    with Ledger(path, Head(-1, NOTHING)) as ledger:
+    with Ledger(path, EMPTY) as ledger:
         ledger.append("start", step=0)
         for step in range(1, count):
             ledger.append("step", step=step, loss=exact(1 / step), batch="a" * 64)
@@ -40,7 +40,7 @@ def test_what_is_appended_comes_back(tmp_path: Path) -> None:
     head = write_ledger(tmp_path / "l")
     records = list(follow(tmp_path / "l"))
     assert [record["number"] for record in records] == list(range(10))
-    assert head_of(records[-1]) == head and head_of(None) == Head(-1, NOTHING)
+    assert head_of(records[-1]) == head and head_of(None) == EMPTY
     assert [float.fromhex(record["loss"]) for record in records[1:]] == [1 / step for step in range(1, 10)]
     with Ledger(tmp_path / "l", head) as ledger:
         ledger.append("stop", step=9)
@@ -57,7 +57,7 @@ def test_numbers_that_are_none_are_text_too() -> None:
 
 
 def test_threads_do_not_break_the_chain(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "l", Head(-1, NOTHING)) as ledger:
+    with Ledger(tmp_path / "l", EMPTY) as ledger:
         threads = [
             threading.Thread(target=lambda: [ledger.append("step", step=1) for _ in range(50)])
             for _ in range(4)
@@ -174,11 +174,11 @@ def test_a_ledger_that_contradicts_its_heads(tmp_path: Path) -> None:
             ledger.append("step", step=step, loss=exact(0.1))
     assert "was written anew: record 9 is not the one of elsewhere" in _faults(path, anchor)
     path.unlink()
-    with Ledger(path, Head(-1, NOTHING)) as ledger:
+    with Ledger(path, EMPTY) as ledger:
         ledger.append("start", step=3)
     assert "another ledger than the one of elsewhere" in _faults(path, anchor)
     path.unlink()
-    with Ledger(path, Head(-1, NOTHING)) as ledger:  # with leave
+    with Ledger(path, EMPTY) as ledger:  # with leave
         ledger.append("start", step=3, others=[anchor.ledger])
     assert _faults(path, anchor) == ""
 

@@ -1,7 +1,7 @@
 """What the ledger of a run tells, and whether it contradicts itself or a head that was published.
 
-Special here: a run that goes on repeats the steps after its last checkpoint. On one machine they must come out
-to the bit as before; where they do not, chance or somebody changed something, and the difference is told.
+Special here: a run that goes on repeats the steps after its last checkpoint. On one machine they must come
+out to the bit as before; where they do not, chance or somebody changed something, and the difference is told.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nextscale.integrity.anchors import Anchor
-from nextscale.integrity.ledger import NOTHING, Head, LedgerError, follow, head_of
+from nextscale.integrity.ledger import EMPTY, Head, LedgerError, follow, head_of
 
 #: What must come out alike when a step is taken again.
 _REPEATABLE = ("batch", "lr", "loss", "norms")
@@ -23,7 +23,7 @@ class History:
     """A ledger, read."""
 
     ledger: str = ""  #: the hash of its first record; empty: there is none
-    head: Head = Head(-1, NOTHING)  #: of the whole part
+    head: Head = EMPTY  #: of the whole part
     step: int = 0  #: the last one that was recorded
     num_steps: int = 0  #: records of steps, repeated ones too
     first_start: dict[str, Any] | None = None

@@ -1,8 +1,9 @@
 """The ledger: JSON lines that are only ever appended, each holding the hash of the one before.
 
 Special here: a record's hash is taken over the very bytes of its line, so no other spelling of it passes.
-Numbers that must be exact are the text of `float.hex`. What a chain cannot know: whoever may write the file may
-also write all of it anew, or cut its end off. For that its head is published (`nextscale.integrity.anchors`).
+Numbers that must be exact are the text of `float.hex`. What a chain cannot know: whoever may write the file
+may also write all of it anew, or cut its end off. For that its head is published
+(`nextscale.integrity.anchors`).
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class Head:
 
     number: int  #: of the last record, counted from 0; -1: there is none
     hash: str
+
+
+#: The head of a ledger without records.
+EMPTY = Head(-1, NOTHING)
 
 
 def exact(value: float) -> str:
@@ -90,13 +95,17 @@ class Ledger:
         """Until all records are on the disk."""
         os.fsync(self._file.fileno())
 
+    def close(self) -> None:
+        """Write no more."""
+        self._file.close()
+
     def __enter__(self) -> Ledger:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self.close()
 
 
 def follow(path: Path) -> Iterator[dict[str, Any]]:
@@ -140,7 +149,7 @@ def _checked(path: Path, line: bytes, number: int) -> dict[str, Any]:
 
 def head_of(record: dict[str, Any] | None) -> Head:
     """The head of a chain that ends with this record."""
-    return Head(-1, NOTHING) if record is None else Head(record["number"], record["hash"])
+    return EMPTY if record is None else Head(record["number"], record["hash"])
 
 
 def cut_torn(path: Path) -> str:
