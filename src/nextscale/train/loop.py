@@ -21,7 +21,6 @@ from tqdm import tqdm
 from nextscale.data.ahead import made_ahead
 from nextscale.data.loader import Batch
 from nextscale.distributed import Distributed
-from nextscale.integrity.ledger import exact
 from nextscale.train import saving
 from nextscale.train.ema import averaged_copy, update_average
 from nextscale.train.logs import Meter, RunLog, draw_curves
@@ -31,7 +30,7 @@ from nextscale.train.record_start import record_start
 from nextscale.train.recording import Recorder
 from nextscale.train.schedules import learning_rate, weight_decay
 from nextscale.train.settings import LoopSettings, OptimizerSettings
-from nextscale.train.sharding import assembled, outline, shard_, words_apart
+from nextscale.train.sharding import assembled, shard_run_, words_apart
 from nextscale.train.step import StepResult, describe_failure, take_step
 from nextscale.train.stopping import Stopped, StopRequest, stop_requests
 from nextscale.train.task import Task
@@ -191,19 +190,12 @@ def train(
     """
     ranks.take_first_([*task.module.state_dict().values(), *task.state().values()])
     average = averaged_copy(task.averaged)
-    empty = _shard_(task, average, loop, ranks)
+    empty = shard_run_(task.averaged, average, loop, ranks)
     optimizer = build_optimizer(
         task.module, optimizer_settings, no_decay=task.no_decay, groups=task.parameter_groups
     )
-    with ranks.together():
-        first, complaints = saving.restore(
-            folder / "checkpoints", task=task, average=average, optimizer=optimizer, ranks=ranks
-        )
+    first = _restore(task, average, optimizer, folder=folder, say=say, recorder=recorder, ranks=ranks)
     writers = Distributed(0, 1, ranks.device) if empty is None else words_apart(ranks)
-    with ranks.together():
-        record_start(recorder, step=first.step, passed_over=complaints)
-    for complaint in complaints:
-        say(f"checkpoint passed over: {complaint}")
     if first.step:
         say(f"going on after step {first.step} of {loop.num_steps}")
     with (
@@ -224,27 +216,26 @@ def train(
         scores = stop.unless_asked(lambda: run.score(None))
         if scores is None:
             raise Stopped(run.progress.step, stop.cause)
-        recorder.event(
-            "end", step=run.progress.step, scores={name: exact(value) for name, value in scores.items()}
-        )
+        recorder.end(run.progress.step, scores)
     if ranks.is_first:
         draw_curves(folder / "log.jsonl", folder / "curves.png")
     _tell_end(run)
     return scores
 
 
-def _shard_(task: Task, average: nn.Module, loop: LoopSettings, ranks: Distributed) -> nn.Module | None:
-    """Leave each process its slices of what is trained and averaged, where that is set and there are several.
-
-    Returns:
-        The averaged module without values; None where everything stays whole.
-    """
-    if loop.sharding == "replicated" or ranks.world_size == 1:
-        return None
-    empty = outline(average)
-    shard_(average, ranks)
-    shard_(task.averaged, ranks, dtype=torch.bfloat16 if loop.precision == "bfloat16" else None)
-    return empty
+def _restore(
+    task: Task, average: nn.Module, optimizer: torch.optim.Optimizer, *, folder: Path,
+    say: Callable[[str], None], recorder: Recorder, ranks: Distributed,
+) -> Progress:  # fmt: skip
+    """Go on with the newest whole checkpoint, or start, and record which."""
+    with ranks.together():
+        first, complaints = saving.restore(
+            folder / "checkpoints", task=task, average=average, optimizer=optimizer, ranks=ranks
+        )
+        record_start(recorder, step=first.step, passed_over=complaints)
+    for complaint in complaints:
+        say(f"checkpoint passed over: {complaint}")
+    return first
 
 
 def _all_steps(run: _Run, *, show: bool) -> None:

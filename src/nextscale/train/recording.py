@@ -98,6 +98,10 @@ class Recorder:
         if self.writing is not None:
             self._submit(partial(self.writing.ledger.append, kind, **fields))
 
+    def end(self, step: int, scores: dict[str, float]) -> None:
+        """Record the scores of the finished model."""
+        self.event("end", step=step, scores={name: exact(value) for name, value in scores.items()})
+
     def export(self, name: str, step: int) -> None:
         """Record the files of a finished model in the run's folder."""
         if self.writing is not None:
