@@ -29,6 +29,8 @@ class History:
     first_start: dict[str, Any] | None = None
     last_start: dict[str, Any] | None = None  #: the newest record of kind start or resume
     checkpoints: dict[int, dict[str, Any]] = field(default_factory=dict)  #: newest record by step
+    fingerprint: dict[str, str] | None = None  #: the newest one's lines
+    wrong: set[str] = field(default_factory=set)  #: what it said of files that are not what was installed
     exports: dict[str, dict[str, Any]] = field(default_factory=dict)  #: newest record by name of the model
     others: set[str] = field(default_factory=set)  #: ledgers whose place this one took with leave
     faults: list[str] = field(default_factory=list)  #: what contradicts, the first one first
@@ -53,6 +55,8 @@ class History:
             self._compare(record)
         elif kind == "checkpoint":
             self.checkpoints[record["step"]] = record
+        elif kind == "fingerprint":
+            self.fingerprint, self.wrong = record["lines"], set(record["wrong"])
         elif kind == "export":
             self.exports[record["name"]] = record
 

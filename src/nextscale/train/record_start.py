@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from nextscale.distributed import Distributed
 from nextscale.integrity.found import Found, look, recorded_digests
 from nextscale.integrity.ledger import EMPTY, FILE, Ledger, cut_torn
 from nextscale.integrity.settings import LedgerSettings
+from nextscale.train.inputs import look_at_inputs
 from nextscale.train.recording import Recorder, Writing
 from nextscale.train.run_folder import flat
 
@@ -48,11 +50,14 @@ def open_recorder(
         return Recorder(folder, hashing=settings.enabled)
     anchor = Path(settings.anchor).expanduser() if settings.anchor else None
     found = look(folder, anchor=anchor)
+    inputs = look_at_inputs(found.history, ranks) if settings.fingerprint else None
+    if inputs is not None:
+        found = replace(found, differences=(*found.differences, *inputs.refused))
     _check_accepted(found, settings.accept)
     if found.history.faults and path.exists():
         path.rename(path.with_name(f"ledger-replaced-{found.code}.jsonl"))
     ledger = Ledger(path, EMPTY if found.history.faults else found.history.head)
-    return Recorder(folder, writing=Writing(ledger, found, facts, anchor, found.history.ledger))
+    return Recorder(folder, writing=Writing(ledger, found, facts, inputs, anchor, found.history.ledger))
 
 
 def _check_accepted(found: Found, accept: str) -> None:
@@ -115,12 +120,25 @@ def record_start(recorder: Recorder, *, step: int, passed_over: Sequence[str]) -
         recorder.writing.identity = head.hash
     for name, old, new in _changed(before, facts):
         ledger.append("setting", name=name, before=old, after=new)
+    _record_inputs(recorder.writing, anew=anew)
     for place in found.checkpoints if anew or found.differences else ():
         files = recorded_digests(place)
         if files is not None:
             number = int(place.name.removeprefix("step-"))
             ledger.append("checkpoint", step=number, files=files, taken_over=True)
     ledger.sync()
+
+
+def _record_inputs(writing: Writing, *, anew: bool) -> None:
+    """Record the fingerprint where it is not the last one, and what of it was told."""
+    inputs, history = writing.inputs, writing.found.history
+    if inputs is None:
+        return
+    for text in inputs.told:
+        writing.ledger.append("changed", text=text)
+    lines, wrong = inputs.fingerprint.lines, inputs.fingerprint.wrong
+    if anew or lines != history.fingerprint or set(wrong) != history.wrong:
+        writing.ledger.append("fingerprint", lines=lines, wrong=list(wrong))
 
 
 def _changed(before: dict[str, Any] | None, facts: dict[str, Any]) -> list[tuple[str, Any, Any]]:

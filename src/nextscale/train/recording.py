@@ -28,6 +28,7 @@ from nextscale.integrity import anchors
 from nextscale.integrity.digests import tensors_digest
 from nextscale.integrity.found import Found
 from nextscale.integrity.ledger import Ledger, exact
+from nextscale.train.inputs import Inputs
 from nextscale.train.step import StepResult
 from nextscale.train.stopping import Stopped
 
@@ -52,6 +53,7 @@ class Writing:
     ledger: Ledger
     found: Found  #: the folder as it was before
     facts: dict[str, Any]  #: for the record of the start
+    inputs: Inputs | None  #: what the run works with; None: nobody looked
     anchor: Path | None  #: file elsewhere that takes heads
     identity: str  #: the hash of the ledger's first record
 
