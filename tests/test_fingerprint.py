@@ -96,15 +96,15 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "data edited": (_edit("toy/data.bin", "2"), r"toy/data\.bin of toy is not what was installed"),
     "file removed": (lambda site: (site / "toy/data.bin").unlink(), r"toy/data\.bin of toy is missing"),
     "source and RECORD edited": (_edit_with_record, "package toy was 1.0 "),
-    "RECORD removed": (lambda site: _record(site).unlink(), "package toy was .* is 1.0 without RECORD|toy is gone"),
+    "RECORD removed": (lambda site: _record(site).unlink(), "toy was .* is 1.0 without RECORD|toy is gone"),
     "a .pth file": (lambda site: (site / "x.pth").write_text("import sys\n"), r"startup .*x\.pth is new"),
-    "sitecustomize": (lambda site: (site / "sitecustomize.py").write_text(""), "startup .*sitecustomize.py is new"),
+    "sitecustomize": (lambda site: (site / "sitecustomize.py").touch(), "startup .*sitecustomize.py is new"),
     "a module that nobody installed": (
         lambda site: (site / "toy/extra.py").write_text(""), r"stray .*toy/extra\.py is new"
     ),
 }  # fmt: skip
 
-LOAD = "import importlib, toy.step\n        try: importlib.import_module('toy.extra')\n        except ImportError: pass"
+LOAD = "import toy.step\n        try: import toy.extra\n        except ImportError: pass"
 
 
 def _told(before: dict[str, str], after: dict[str, str]) -> str:

@@ -220,7 +220,7 @@ def _unknown_checkpoint(folder: Path) -> None:
 
 
 ATTACKS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "edited": (_edit, r"ledger\.jsonl: record 1 was edited or damaged"),
+    "edited": (_edit, r"ledger\.jsonl: record 2 was edited or damaged"),
     "cut": (
         _cut,
         r"was cut or rolled back: it ends with record 3, .*step-00000004/anchor\.json knows record",
@@ -272,8 +272,8 @@ def test_a_run_from_before_ledgers_gets_one(home: Path, run_folder: Path) -> Non
     for anchor in run_folder.rglob("anchor.json"):
         anchor.unlink()
     train_quietly(tiny_run("prior", home), run_folder)
-    kinds = [(record["kind"], record["step"]) for record in _records(run_folder)[:4]]
-    assert kinds == [("start", 8), ("checkpoint", 4), ("checkpoint", 8), ("step", 9)]
+    kinds = [(record["kind"], record.get("step")) for record in _records(run_folder)[:5]]
+    assert kinds == [("start", 8), ("data", None), ("checkpoint", 4), ("checkpoint", 8), ("step", 9)]
 
 
 def test_settings_of_ledgers(home: Path, run_folder: Path, tmp_path: Path) -> None:

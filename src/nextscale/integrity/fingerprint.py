@@ -77,7 +77,8 @@ def machine() -> dict[str, str]:
 
 def changes(before: dict[str, str], after: dict[str, str]) -> tuple[list[str], list[str]]:
     """How the second table differs from the first, in words: what is to be refused, what is only told."""
-    refused, told = [], []
+    refused: list[str] = []
+    told: list[str] = []
     for name in sorted(set(before) | set(after)):
         old, new = before.get(name), after.get(name)
         if old == new:

@@ -31,6 +31,7 @@ class History:
     checkpoints: dict[int, dict[str, Any]] = field(default_factory=dict)  #: newest record by step
     fingerprint: dict[str, str] | None = None  #: the newest one's lines
     wrong: set[str] = field(default_factory=set)  #: what it said of files that are not what was installed
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)  #: root and count of each set of images
     exports: dict[str, dict[str, Any]] = field(default_factory=dict)  #: newest record by name of the model
     others: set[str] = field(default_factory=set)  #: ledgers whose place this one took with leave
     faults: list[str] = field(default_factory=list)  #: what contradicts, the first one first
@@ -57,6 +58,8 @@ class History:
             self.checkpoints[record["step"]] = record
         elif kind == "fingerprint":
             self.fingerprint, self.wrong = record["lines"], set(record["wrong"])
+        elif kind == "data":
+            self.data = record["sets"]
         elif kind == "export":
             self.exports[record["name"]] = record
 

@@ -14,8 +14,10 @@ class LedgerSettings(BaseModel):
         "", description="file elsewhere that takes the ledger's head at every checkpoint; empty: none"
     )
     fingerprint: bool = Field(
-        True,
-        description="read all code, packages and data before the first step, and hold them against last time",
+        True, description="read all code and packages before the first step, and hold them against last time"
+    )
+    data: bool = Field(
+        True, description="read every image before the first step, and hold it against last time"
     )
     accept: str = Field(
         "", description="go on in spite of the differences of this code, which the refusal names"

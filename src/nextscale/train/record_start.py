@@ -8,7 +8,7 @@ another name.
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,24 +18,28 @@ import numpy
 import torch
 
 import nextscale
+from nextscale.data.sources import Source
 from nextscale.distributed import Distributed
+from nextscale.integrity import merkle
 from nextscale.integrity.found import Found, look, recorded_digests
 from nextscale.integrity.ledger import EMPTY, FILE, Ledger, cut_torn
 from nextscale.integrity.settings import LedgerSettings
-from nextscale.train.inputs import look_at_inputs
+from nextscale.train.inputs import leaves_file, look_at_inputs
 from nextscale.train.recording import Recorder, Writing
 from nextscale.train.run_folder import flat
 
 
 def open_recorder(
-    folder: Path, settings: LedgerSettings, *, facts: dict[str, Any], ranks: Distributed
-) -> Recorder:
+    folder: Path, settings: LedgerSettings, *, facts: dict[str, Any], images: Mapping[str, Source],
+    ranks: Distributed,
+) -> Recorder:  # fmt: skip
     """The ledger of a run's folder, to go on with; only the first process has one.
 
     Args:
         folder: of the run, held by this one.
         settings: of the ledger.
         facts: what a record of the start is to hold (`facts_of`).
+        images: sets of images by name.
         ranks: the processes that train together.
 
     Raises:
@@ -50,9 +54,8 @@ def open_recorder(
         return Recorder(folder, hashing=settings.enabled)
     anchor = Path(settings.anchor).expanduser() if settings.anchor else None
     found = look(folder, anchor=anchor)
-    inputs = look_at_inputs(found.history, ranks) if settings.fingerprint else None
-    if inputs is not None:
-        found = replace(found, differences=(*found.differences, *inputs.refused))
+    inputs = look_at_inputs(found.history, settings, folder=folder, images=images, ranks=ranks)
+    found = replace(found, differences=(*found.differences, *inputs.refused))
     _check_accepted(found, settings.accept)
     if found.history.faults and path.exists():
         path.rename(path.with_name(f"ledger-replaced-{found.code}.jsonl"))
@@ -120,7 +123,7 @@ def record_start(recorder: Recorder, *, step: int, passed_over: Sequence[str]) -
         recorder.writing.identity = head.hash
     for name, old, new in _changed(before, facts):
         ledger.append("setting", name=name, before=old, after=new)
-    _record_inputs(recorder.writing, anew=anew)
+    _record_inputs(recorder.writing, recorder.folder, anew=anew)
     for place in found.checkpoints if anew or found.differences else ():
         files = recorded_digests(place)
         if files is not None:
@@ -129,16 +132,21 @@ def record_start(recorder: Recorder, *, step: int, passed_over: Sequence[str]) -
     ledger.sync()
 
 
-def _record_inputs(writing: Writing, *, anew: bool) -> None:
-    """Record the fingerprint where it is not the last one, and what of it was told."""
+def _record_inputs(writing: Writing, folder: Path, *, anew: bool) -> None:
+    """Record fingerprint and images where they are not the last ones, and what of it was told."""
     inputs, history = writing.inputs, writing.found.history
-    if inputs is None:
-        return
     for text in inputs.told:
         writing.ledger.append("changed", text=text)
-    lines, wrong = inputs.fingerprint.lines, inputs.fingerprint.wrong
-    if anew or lines != history.fingerprint or set(wrong) != history.wrong:
-        writing.ledger.append("fingerprint", lines=lines, wrong=list(wrong))
+    if inputs.fingerprint is not None:
+        lines, wrong = inputs.fingerprint.lines, inputs.fingerprint.wrong
+        if anew or lines != history.fingerprint or set(wrong) != history.wrong:
+            writing.ledger.append("fingerprint", lines=lines, wrong=list(wrong))
+    roots = {name: merkle.root(item) for name, item in inputs.leaves.items()}
+    sets = {name: {"root": root, "count": len(inputs.leaves[name])} for name, root in roots.items()}
+    if sets and (anew or sets != history.data):
+        for name, item in inputs.leaves.items():
+            merkle.write_leaves(leaves_file(folder, name, roots[name]), item)
+        writing.ledger.append("data", sets=sets)
 
 
 def _changed(before: dict[str, Any] | None, facts: dict[str, Any]) -> list[tuple[str, Any, Any]]:

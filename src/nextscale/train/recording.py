@@ -53,7 +53,7 @@ class Writing:
     ledger: Ledger
     found: Found  #: the folder as it was before
     facts: dict[str, Any]  #: for the record of the start
-    inputs: Inputs | None  #: what the run works with; None: nobody looked
+    inputs: Inputs
     anchor: Path | None  #: file elsewhere that takes heads
     identity: str  #: the hash of the ledger's first record
 

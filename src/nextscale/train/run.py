@@ -82,7 +82,9 @@ def train_run(
             task.prepare(progress=progress, ranks=ranks)
         with ranks.together():
             facts = facts_of(run.model_dump(mode="json", exclude={"ledger"}), description, ranks)
-            recorder = open_recorder(folder, run.ledger, facts=facts, ranks=ranks)
+            sets = {"training": task.source, "validation": task.validation}
+            read = {name: source for name, source in sets.items() if not isinstance(source, TokenCache)}
+            recorder = open_recorder(folder, run.ledger, facts=facts, images=read, ranks=ranks)
         with recorder:
             scores = train(
                 task, folder, loop=run.loop, optimizer_settings=run.optimizer, say=say, progress=progress,
