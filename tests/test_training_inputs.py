@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from torch.nn import functional
 
 from images import noise
 from nextscale.integrity import merkle
 from nextscale.integrity.ledger import follow
+from nextscale.train.prior_task import PriorTask
 from runs_for_tests import Run, make_home, tiny_run, train_quietly
 
 
@@ -27,33 +30,66 @@ def _with(run: Run, **ledger: Any) -> Run:
 def _refusal(run: Run, folder: Path) -> tuple[str, str]:
     """What a start is refused with, and the code that accepts it."""
     with pytest.raises(ValueError, match=r"add --ledger\.accept") as caught:
-        train_quietly(run, folder)
+        train_quietly(run, folder, curves=True)
     return str(caught.value), str(caught.value)[-12:]
 
 
 # code and variables
 
 
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_home(tmp_path_factory.mktemp("checked"))
+
+
 @pytest.mark.slow
 def test_variables_that_load_code_are_refused_and_others_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, folder = (
-        _with(tiny_run("classifier", make_home(tmp_path), num_steps=1), fingerprint=True),
-        tmp_path / "run",
-    )
-    train_quietly(run, folder)
+    run = _with(tiny_run("classifier", checked, num_steps=1), fingerprint=True)
+    folder = tmp_path / "run"
+    train_quietly(run, folder, curves=True)
     taken = _records(folder, "fingerprint")
     assert len(taken) == 1 and "code:train/loop.py" in taken[0]["lines"] and not taken[0]["wrong"]
     monkeypatch.setenv("OMP_SCHEDULE", "dynamic")
-    train_quietly(run, folder)
+    train_quietly(run, folder, curves=True)
     assert "numeric OMP_SCHEDULE is new" in [record["text"] for record in _records(folder, "changed")]
     monkeypatch.setenv("PYTHONSTARTUP", "evil.py")
     text, code = _refusal(run, folder)
     assert text.startswith("variable PYTHONSTARTUP is new: ")
-    train_quietly(_with(run, accept=code), folder)
-    train_quietly(run, folder)
+    train_quietly(_with(run, accept=code), folder, curves=True)
+    train_quietly(run, folder, curves=True)
     assert _records(folder, "resume")[1]["accepted"] == ["variable PYTHONSTARTUP is new"]
+
+
+@pytest.mark.slow
+def test_a_run_does_not_start_with_code_that_was_replaced(
+    checked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PriorTask, "loss", lambda *_: None)
+    run = _with(tiny_run("prior", checked), fingerprint=True)
+    assert "prior_task.PriorTask.loss is not what its source file says" in _refusal(run, tmp_path / "run")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("every", "step", "kept"), [(1, 5, [4]), (100, 8, [4])])
+def test_code_replaced_while_a_run_goes_on_ends_it_before_its_next_checkpoint(
+    every: int, step: int, kept: list[int], checked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, original, count = Image.open, functional.cross_entropy, iter(range(1000))
+
+    def opening(*arguments: Any, **named: Any) -> Any:
+        if next(count) == 18:  # an image of step 5
+            monkeypatch.setattr(functional, "cross_entropy", lambda *a, **k: original(*a, **k))
+        return opened(*arguments, **named)
+
+    monkeypatch.setattr(Image, "open", opening)
+    run, folder = _with(tiny_run("prior", checked), fingerprint=True, recheck_every=every), tmp_path / "run"
+    message = rf"replaced in memory before step {step}: torch\.nn\.functional\.cross_entropy; nothing"
+    with pytest.raises(ValueError, match=message):
+        train_quietly(run, folder, curves=True)
+    assert [record["step"] for record in _records(folder, "checkpoint")] == kept
+    assert "cross_entropy" in _records(folder, "failed")[0]["text"]
 
 
 # images

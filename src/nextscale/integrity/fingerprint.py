@@ -16,6 +16,7 @@ from pathlib import Path
 
 import nextscale
 from nextscale import checkpoint
+from nextscale.integrity.memory import replaced_functions
 from nextscale.integrity.packages import changed_files, in_use, installed, loaded_files
 from nextscale.integrity.startup import bad_caches, environment, interpreter, loads_code, startup_files
 
@@ -55,7 +56,7 @@ def take_fingerprint(hardware: dict[str, str]) -> Fingerprint:
     for name, value in environment().items():
         lines[f"{'variable' if loads_code(name) else 'numeric'}:{name}"] = value
     lines |= {f"hardware:{name}": text for name, text in {**machine(), **hardware}.items()}
-    return Fingerprint(lines, (*changed_files(used), *bad_caches()))
+    return Fingerprint(lines, (*changed_files(used), *bad_caches(), *replaced_functions()))
 
 
 def code_files() -> dict[str, str]:

@@ -16,6 +16,9 @@ class LedgerSettings(BaseModel):
     fingerprint: bool = Field(
         True, description="read all code and packages before the first step, and hold them against last time"
     )
+    recheck_every: int = Field(
+        100, ge=1, description="steps between two looks whether code was replaced in memory (fingerprint)"
+    )
     data: bool = Field(
         True, description="read every image before the first step, and hold it against last time"
     )

@@ -26,7 +26,7 @@ from nextscale.train.ema import averaged_copy, update_average
 from nextscale.train.logs import Meter, RunLog, draw_curves
 from nextscale.train.optimizer import build_optimizer, set_rates
 from nextscale.train.progress import Progress
-from nextscale.train.record_start import record_start
+from nextscale.train.record_start import record_start, watch_memory
 from nextscale.train.recording import Recorder
 from nextscale.train.schedules import learning_rate, weight_decay
 from nextscale.train.settings import LoopSettings, OptimizerSettings
@@ -233,6 +233,7 @@ def _restore(
             folder / "checkpoints", task=task, average=average, optimizer=optimizer, ranks=ranks
         )
         record_start(recorder, step=first.step, passed_over=complaints)
+        watch_memory(recorder, task.module, optimizer)
     for complaint in complaints:
         say(f"checkpoint passed over: {complaint}")
     return first

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy
 import torch
+from torch import nn
 
 import nextscale
 from nextscale.data.sources import Source
@@ -27,6 +28,7 @@ from nextscale.integrity.settings import LedgerSettings
 from nextscale.train.inputs import leaves_file, look_at_inputs
 from nextscale.train.recording import Recorder, Writing
 from nextscale.train.run_folder import flat
+from nextscale.train.watching import Watching
 
 
 def open_recorder(
@@ -51,7 +53,7 @@ def open_recorder(
             raise ValueError(
                 f"ledger.enabled false would leave a gap in {path}: leave it out, or give another --out"
             )
-        return Recorder(folder, hashing=settings.enabled)
+        return Recorder(folder, settings)
     anchor = Path(settings.anchor).expanduser() if settings.anchor else None
     found = look(folder, anchor=anchor)
     inputs = look_at_inputs(found.history, settings, folder=folder, images=images, ranks=ranks)
@@ -60,7 +62,9 @@ def open_recorder(
     if found.history.faults and path.exists():
         path.rename(path.with_name(f"ledger-replaced-{found.code}.jsonl"))
     ledger = Ledger(path, EMPTY if found.history.faults else found.history.head)
-    return Recorder(folder, writing=Writing(ledger, found, facts, inputs, anchor, found.history.ledger))
+    return Recorder(
+        folder, settings, writing=Writing(ledger, found, facts, inputs, anchor, found.history.ledger)
+    )
 
 
 def _check_accepted(found: Found, accept: str) -> None:
@@ -93,6 +97,14 @@ def facts_of(settings: dict[str, Any], description: dict[str, Any], ranks: Distr
             "torch": torch.__version__, "numpy": numpy.__version__,
         },
     }  # fmt: skip
+
+
+def watch_memory(recorder: Recorder, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Look from now on, where fingerprints are on, whether code is replaced in memory; on every process."""
+    settings = recorder.settings
+    if settings.enabled and settings.fingerprint:
+        recorder.watching = Watching(module, optimizer, every=settings.recheck_every)
+        recorder.watching.check(0)
 
 
 def record_start(recorder: Recorder, *, step: int, passed_over: Sequence[str]) -> None:

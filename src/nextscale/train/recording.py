@@ -28,9 +28,11 @@ from nextscale.integrity import anchors
 from nextscale.integrity.digests import tensors_digest
 from nextscale.integrity.found import Found
 from nextscale.integrity.ledger import Ledger, exact
+from nextscale.integrity.settings import LedgerSettings
 from nextscale.train.inputs import Inputs
 from nextscale.train.step import StepResult
 from nextscale.train.stopping import Stopped
+from nextscale.train.watching import Watching
 
 #: How many steps the thread may be behind.
 _MOST_PENDING = 8
@@ -63,24 +65,27 @@ class Recorder:
 
     Args:
         folder: of the run.
+        settings: of ledgers.
         writing: None: this process writes nothing, as it is not the first one, or as ledgers are off.
-        hashing: whether to look at batches.
     """
 
-    def __init__(self, folder: Path, *, writing: Writing | None = None, hashing: bool = True) -> None:
-        self.folder, self.writing, self.hashing = folder, writing, hashing
+    def __init__(self, folder: Path, settings: LedgerSettings, *, writing: Writing | None = None) -> None:
+        self.folder, self.settings, self.writing = folder, settings, writing
+        self.watching: Watching | None = None  #: on every process
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._pending: deque[Future[None]] = deque()
         self._batches = hashlib.sha256()
 
     def batch(self, batch: Batch) -> Future[str] | None:
         """Start to hash a batch."""
-        return self._thread.submit(batch_digest, batch) if self.hashing else None
+        return self._thread.submit(batch_digest, batch) if self.settings.enabled else None
 
     def step(
         self, step: int, digest: Future[str] | None, result: StepResult, optimizer: torch.optim.Optimizer
     ) -> None:
         """Record a step, by its number from 1: loss, gradient norms, and the rates that the optimizer has."""
+        if self.watching is not None and step % self.watching.every == 0:
+            self.watching.check(step)
         if digest is None:
             return
         numbers: dict[str, Any] = {}
@@ -116,10 +121,12 @@ class Recorder:
 
     def seal(self, step: int, ranks: Distributed) -> Seal | None:
         """What records the checkpoint of a step; all processes call it. None where ledgers are off."""
-        if not self.hashing:
+        if not self.settings.enabled:
             return None
         with ranks.together():
             self.wait()
+            if self.watching is not None:
+                self.watching.check(step)
         batches = ranks.gather(self._batches.hexdigest())
         self._batches = hashlib.sha256()
         return partial(self._write_checkpoint, step, batches)
