@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nextscale
 from nextscale import checkpoint
 from nextscale.integrity.memory import replaced_functions
 from nextscale.integrity.packages import changed_files, in_use, installed, loaded_files
 from nextscale.integrity.startup import bad_caches, environment, interpreter, loads_code, startup_files
 
-_HOME = Path(nextscale.__file__).resolve().parent
+_HOME = Path(__file__).resolve().parents[1]
 #: Kinds of lines that may change between starts: that is told, and not refused.
 _MOVABLE = ("hardware", "numeric")
 #: Kinds of lines that may come and go, since it depends on a process's past what it has loaded.

@@ -44,7 +44,9 @@ class History:
             self.ledger = record["hash"]
         self.head = head_of(record)
         kind, where = record["kind"], f"record {record['number']}"
-        if kind in ("start", "resume"):
+        if kind in ("setting", "changed"):  # from here on, steps may come out otherwise
+            self._seen.clear()
+        elif kind in ("start", "resume"):
             self.first_start = self.first_start or record
             self.last_start, self.step = record, record["step"]
             self.others |= set(record.get("others", ()))

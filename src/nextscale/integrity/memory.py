@@ -19,8 +19,6 @@ from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-import nextscale
-
 #: The modules whose functions are looked at, with all below them.
 WATCHED = ("nextscale", "torch.optim", "torch.nn", "torch.autograd", "torch.utils.data")
 #: Modules that are looked at by themselves.
@@ -91,7 +89,7 @@ class Sources:
     )
 
     def __post_init__(self) -> None:
-        homes = [Path(nextscale.__file__).parent, *map(Path, sysconfig.get_paths().values())]
+        homes = [Path(__file__).parents[1], *map(Path, sysconfig.get_paths().values())]
         self.homes = tuple(f"{os.path.realpath(home)}{os.sep}" for home in homes)
 
     def of(self, path: str) -> tuple[CodeType | None, dict[str, set[tuple[object, ...]]]]:
