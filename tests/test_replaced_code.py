@@ -129,6 +129,25 @@ print(replaced_functions(), watch.changed(), len(watch.entries) > 5000)
     assert done.stdout.strip() == "[] [] True"
 
 
+def test_modules_that_are_imported_later_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch()
+    assert watch.added() == []
+    late = ModuleType("nextscale.late")
+    late.__file__ = schedules.__file__
+    late.learning_rate = schedules.learning_rate  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "nextscale.late", late)
+    assert watch.added() == []
+    later = ModuleType("nextscale.later")
+    later.__file__ = schedules.__file__
+    later.learning_rate = _scaled(schedules.learning_rate)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "nextscale.later", later)
+    assert "nextscale.later.learning_rate is not what its source file says" in watch.added()[0]
+    monkeypatch.setattr(late, "learning_rate", len)
+    assert watch.changed() == ["nextscale.late.learning_rate"]
+
+
 # objects
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.nn import functional
 
 from images import noise
-from nextscale.integrity import merkle
+from nextscale.integrity import fingerprint, merkle
 from nextscale.integrity.ledger import follow
 from nextscale.train.prior_task import PriorTask
 from runs_for_tests import Run, make_home, tiny_run, train_quietly
@@ -90,6 +90,30 @@ def test_code_replaced_while_a_run_goes_on_ends_it_before_its_next_checkpoint(
         train_quietly(run, folder, curves=True)
     assert [record["step"] for record in _records(folder, "checkpoint")] == kept
     assert "cross_entropy" in _records(folder, "failed")[0]["text"]
+
+
+@pytest.mark.slow
+def test_files_changed_on_disk_while_a_run_goes_on_are_recorded_and_then_refused(
+    checked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of this package are left alone: others stand in their place."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.py").write_text("1")
+    monkeypatch.setattr(fingerprint, "_HOME", tmp_path / "code")
+    opened, count = Image.open, iter(range(1000))
+
+    def opening(*arguments: Any, **named: Any) -> Any:
+        if next(count) == 18:  # an image of step 5
+            (tmp_path / "code" / "a.py").write_text("2")
+        return opened(*arguments, **named)
+
+    monkeypatch.setattr(Image, "open", opening)
+    run, folder = _with(tiny_run("prior", checked), fingerprint=True), tmp_path / "run"
+    train_quietly(run, folder, curves=True)
+    assert [record["text"] for record in _records(folder, "changed")] == [
+        "code a.py was changed while the run went on"
+    ]
+    assert _refusal(run, folder)[0].startswith("code a.py was changed: find out why")
 
 
 # images

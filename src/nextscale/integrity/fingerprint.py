@@ -33,6 +33,15 @@ class Fingerprint:
     lines: dict[str, str]  #: ``kind:name`` -> what it is
     wrong: tuple[str, ...]  #: what contradicts itself, whatever it was before
 
+    @property
+    def code(self) -> dict[str, str]:
+        """The lines of our own files, as `code_files` gives them."""
+        return {
+            name.removeprefix("code:"): digest
+            for name, digest in self.lines.items()
+            if name.startswith("code:")
+        }
+
 
 def take_fingerprint(hardware: dict[str, str]) -> Fingerprint:
     """Look at this process and all files that it uses.

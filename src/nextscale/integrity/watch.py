@@ -11,7 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, ModuleType
 from typing import Any, NamedTuple
 
-from nextscale.integrity.memory import Sources, functions_in, is_foreign, place_of, watched_modules
+from nextscale.integrity.memory import (
+    Sources,
+    functions_in,
+    is_foreign,
+    place_of,
+    replaced_functions,
+    watched_modules,
+)
 
 
 class _Entry(NamedTuple):
@@ -30,8 +37,19 @@ class Watch:
     """
 
     def __init__(self, modules: Mapping[str, ModuleType] | None = None) -> None:
-        given = watched_modules() if modules is None else modules
-        self.entries = [entry for name, module in given.items() for entry in _entries_of(name, module)]
+        self.entries: list[_Entry] = []
+        self.known: set[str] = set()
+        self._take_in(watched_modules() if modules is None else modules)
+
+    def _take_in(self, modules: Mapping[str, ModuleType]) -> None:
+        self.known |= set(modules)
+        self.entries += [entry for name, module in modules.items() for entry in _entries_of(name, module)]
+
+    def added(self) -> list[str]:
+        """What modules that were imported since the last call hold that is not in their sources, in words."""
+        new = {name: module for name, module in watched_modules().items() if name not in self.known}
+        self._take_in(new)
+        return replaced_functions(new) if new else []
 
     def changed(self) -> list[str]:
         """What is other than at the start, by name."""

@@ -26,6 +26,7 @@ from nextscale.data.loader import Batch
 from nextscale.distributed import Distributed
 from nextscale.integrity import anchors
 from nextscale.integrity.digests import tensors_digest
+from nextscale.integrity.fingerprint import code_files
 from nextscale.integrity.found import Found
 from nextscale.integrity.ledger import Ledger, exact
 from nextscale.integrity.settings import LedgerSettings
@@ -72,6 +73,7 @@ class Recorder:
     def __init__(self, folder: Path, settings: LedgerSettings, *, writing: Writing | None = None) -> None:
         self.folder, self.settings, self.writing = folder, settings, writing
         self.watching: Watching | None = None  #: on every process
+        self._code: dict[str, str] | None = None  #: digests of our files, when they were last looked at
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._pending: deque[Future[None]] = deque()
         self._batches = hashlib.sha256()
@@ -136,12 +138,25 @@ class Recorder:
         if self.writing is None:
             return
         ledger, identity, anchor = self.writing.ledger, self.writing.identity, self.writing.anchor
+        self._look_at_code()
         files = json.loads((place / checkpoint.DIGESTS).read_text())
         head = ledger.append("checkpoint", step=step, files=files, tensors=tensors, batches=batches)
         ledger.sync()
         anchors.write_anchor(place, ledger=identity, head=head)
         if anchor is not None:
             anchors.publish(anchor, ledger=identity, head=head, run=self.folder)
+
+    def _look_at_code(self) -> None:
+        """Record which of our files were changed on disk since the start: whoever starts anew runs others."""
+        assert self.writing is not None
+        taken = self.writing.inputs.fingerprint
+        if taken is None:
+            return
+        before = self._code or taken.code
+        self._code = code_files()
+        for name in sorted(set(before) | set(self._code)):
+            if before.get(name) != self._code.get(name):
+                self.writing.ledger.append("changed", text=f"code {name} was changed while the run went on")
 
     def _submit(self, work: Callable[..., Any], *arguments: Any) -> None:
         self._pending.append(self._thread.submit(work, *arguments))

@@ -27,7 +27,11 @@ class Watching:
 
     def check(self, step: int) -> None:
         """Raises ValueError where something was replaced."""
-        changed = [*self.watch.changed(), *put_into(_objects(self.module, self.optimizer))]
+        changed = [
+            *self.watch.changed(),
+            *self.watch.added(),
+            *put_into(_objects(self.module, self.optimizer)),
+        ]
         if changed:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise ValueError(
