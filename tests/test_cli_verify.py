@@ -12,6 +12,7 @@ import pytest
 
 from nextscale.cli import main
 from nextscale.train import loop as train_loop
+from nextscale.train.audit import slow_stretches
 from nextscale.train.optimizer import set_rates
 from nextscale.train.prior_task import PriorTask
 from runs_for_tests import make_home, tiny_run, train_quietly
@@ -67,7 +68,7 @@ def test_a_run_that_died_and_went_on_passes(
     code, text = _verify(capsys, tmp_path / "run")
     assert code == 0 and "FOUND" not in text
     assert "resume after step 4: a crash had torn the last line, '{\"half'" in text
-    assert text.endswith("events: 1 start, 1 failed, 1 resume, 1 end\n")
+    assert "events: 1 start, 1 failed, 1 resume, 1 end\n" in text
 
 
 def _flip(path: Path) -> None:
@@ -139,3 +140,11 @@ def test_what_is_no_run_or_has_no_ledger(
     train_quietly(run, tmp_path / "run")
     code, text = _verify(capsys, tmp_path / "run")
     assert code == 2 and "has no ledger: it was trained without one" in text
+
+
+def test_slow_stretches_are_told() -> None:
+    steady = [(step, 10.0 + step % 3) for step in range(1, 201)]
+    assert slow_stretches(steady) == []
+    slow = [(step, ms * (1.4 if 100 < step <= 150 else 1.0)) for step, ms in steady]
+    assert slow_stretches(slow) == ["steps 101 to 150 took 1.40 times as long as the steps before them"]
+    assert slow_stretches(slow[:120]) == [] == slow_stretches([])

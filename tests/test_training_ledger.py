@@ -85,7 +85,7 @@ def test_what_a_whole_run_writes_down(home: Path, tmp_path: Path) -> None:
         rate = learning_rate(run.optimizer, record["step"] - 1, num_steps=STEPS, batch_size=4)
         assert [float.fromhex(text) for text in record["lr"]] == [rate]
         assert set(record["norms"]) == {"gradient_norm"} and float.fromhex(record["loss"]) > 0
-    assert len({record["batch"] for record in steps}) == STEPS
+    assert len({record["batch"] for record in steps}) == STEPS and min(r["ms"] for r in steps) > 0
     assert [record["step"] for record in _records(folder, "checkpoint")] == [4, 8, 12]
     assert [(r["name"], r["step"]) for r in _records(folder, "export")][-1] == ("model", STEPS)
     end = records[-1]
@@ -287,4 +287,6 @@ def test_settings_of_ledgers(home: Path, run_folder: Path, tmp_path: Path) -> No
     assert not list((tmp_path / "without").rglob("anchor.json"))
     with pytest.raises(ValueError, match=r"ledger\.anchor x would have no effect with ledger\.enabled false"):
         type(run.ledger)(enabled=False, anchor="x")
+    with pytest.raises(ValueError, match=r"ledger\.recheck_every 5 would have no effect without"):
+        type(run.ledger)(fingerprint=False, recheck_every=5)
     assert head_of(_records(run_folder)[-1]) == read_history(run_folder / "ledger.jsonl").head

@@ -31,4 +31,10 @@ class LedgerSettings(BaseModel):
         for name, value in (("anchor", self.anchor), ("accept", self.accept)):
             if value and not self.enabled:
                 raise ValueError(f"ledger.{name} {value} would have no effect with ledger.enabled false")
+        default = LedgerSettings.model_fields["recheck_every"].default
+        if self.recheck_every != default and not (self.enabled and self.fingerprint):
+            raise ValueError(
+                f"ledger.recheck_every {self.recheck_every} would have no effect without ledger.fingerprint: "
+                "leave it out"
+            )
         return self

@@ -7,8 +7,10 @@ computed again for every step. Whether the other numbers follow is a matter of r
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from nextscale import checkpoint
@@ -18,6 +20,9 @@ from nextscale.integrity.found import Found, first_other, look
 from nextscale.integrity.ledger import FILE, LedgerError, exact, follow
 from nextscale.train.schedules import learning_rate
 from nextscale.train.settings import LoopSettings, OptimizerSettings
+
+#: Steps that are timed together, and how much slower than all before them is worth a word.
+_STRETCH, _SLOW = 50, 1.3
 
 
 @dataclass
@@ -89,6 +94,7 @@ def _check_records(path: Path, verdict: Verdict) -> None:
     """Learning rates, and the events that a reader should know of."""
     rate = None
     wrong: list[str] = []
+    times: list[tuple[int, float]] = []
     kinds: Counter[str] = Counter()
     try:
         for record in follow(path):
@@ -97,6 +103,7 @@ def _check_records(path: Path, verdict: Verdict) -> None:
                 rate = _rates(record["settings"])
                 verdict.told += _remarks(record)
             elif record["kind"] == "step" and rate is not None:
+                times.append((record["step"], record["ms"]))
                 expected = exact(rate(record["step"] - 1))
                 if record["lr"][0] != expected:
                     given = float.fromhex(record["lr"][0])
@@ -113,12 +120,29 @@ def _check_records(path: Path, verdict: Verdict) -> None:
         pass
     if wrong:
         verdict.found.append(first_few(wrong, 1))
+    verdict.told += slow_stretches(times)
     events = [
         f"{count} {kind}"
         for kind, count in kinds.items()
         if kind in ("start", "resume", "skip", "failed", "stop", "end")
     ]
     verdict.seen.append(f"events: {', '.join(events)}")
+
+
+def slow_stretches(times: Sequence[tuple[int, float]]) -> list[str]:
+    """Stretches of steps that took 1.3 times as long as all before them, in words.
+
+    Args:
+        times: step and milliseconds, in order.
+    """
+    found = []
+    for start in range(_STRETCH, len(times) - _STRETCH + 1, _STRETCH):
+        stretch = times[start : start + _STRETCH]
+        usual, now = (median(ms for _, ms in part) for part in (times[:start], stretch))
+        if now > _SLOW * usual:
+            steps = f"steps {stretch[0][0]} to {stretch[-1][0]}"
+            found.append(f"{steps} took {now / usual:.2f} times as long as the steps before them")
+    return found
 
 
 def _rates(settings: dict[str, Any]) -> Any:

@@ -164,7 +164,7 @@ def _record_inputs(writing: Writing, folder: Path, *, anew: bool) -> None:
 def _changed(before: dict[str, Any] | None, facts: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     if before is None:
         return []
-    old, new = flat({name: before[name] for name in facts}), flat(facts)
+    old, new = flat({name: before.get(name, {}) for name in facts}), flat(facts)
     return [
         (name, old.get(name), new.get(name))
         for name in sorted(set(old) | set(new))

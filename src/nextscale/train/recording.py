@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -77,9 +78,11 @@ class Recorder:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._pending: deque[Future[None]] = deque()
         self._batches = hashlib.sha256()
+        self._since = 0.0  #: when the step at hand began
 
     def batch(self, batch: Batch) -> Future[str] | None:
-        """Start to hash a batch."""
+        """Start to hash a batch, whose step begins."""
+        self._since = time.perf_counter()
         return self._thread.submit(batch_digest, batch) if self.settings.enabled else None
 
     def step(
@@ -95,6 +98,7 @@ class Recorder:
             rates = dict.fromkeys(exact(group["lr"]) for group in optimizer.param_groups)
             norms = {name: exact(float(value)) for name, value in result.numbers.items() if "norm" in name}
             numbers = {"loss": exact(float(result.numbers["loss"])), "norms": norms, "lr": list(rates)}
+            numbers["ms"] = round(1e3 * (time.perf_counter() - self._since), 1)
         self._submit(self._write_step, step, digest, numbers)
 
     def _write_step(self, step: int, digest: Future[str], numbers: dict[str, Any]) -> None:
