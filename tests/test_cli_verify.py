@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nextscale.cli import main
+from nextscale.integrity.ledger import follow
 from nextscale.train import loop as train_loop
 from nextscale.train.audit import slow_stretches
 from nextscale.train.optimizer import set_rates
@@ -69,6 +70,29 @@ def test_a_run_that_died_and_went_on_passes(
     assert code == 0 and "FOUND" not in text
     assert "resume after step 4: a crash had torn the last line, '{\"half'" in text
     assert "events: 1 start, 1 failed, 1 resume, 1 end\n" in text
+
+
+def test_a_checkpoint_that_was_recorded_and_never_took_its_place_is_no_fault(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if target.name == "step-00000008":
+            raise OSError("gone")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(OSError, match="gone"):
+            train_quietly(tiny_run("prior", home), tmp_path / "run")
+    recorded = [
+        record["step"] for record in follow(tmp_path / "run/ledger.jsonl") if record["kind"] == "checkpoint"
+    ]
+    assert recorded == [4, 8]
+    _, said = train_quietly(tiny_run("prior", home), tmp_path / "run")
+    assert "going on after step 4 of 12" in said
+    assert _verify(capsys, tmp_path / "run")[0] == 0
 
 
 def _flip(path: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import py_compile
+import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -39,11 +42,21 @@ def _record(site: Path) -> Path:
     return site / "toy-1.0.dist-info" / "RECORD"
 
 
+def _fill(site: Path) -> None:
+    """Packages as they should be, in the place of what is there."""
+    shutil.rmtree(site, ignore_errors=True)
+    _install(site, "toy", {"toy/__init__.py": "", "toy/step.py": "LR = 1.0\n", "toy/data.bin": "1"})
+    _install(site, "idle", {"idle/__init__.py": ""})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("packages").resolve() / SITE
+
+
 @pytest.fixture
-def site(tmp_path: Path) -> Path:
-    place = tmp_path.resolve() / SITE
-    _install(place, "toy", {"toy/__init__.py": "", "toy/step.py": "LR = 1.0\n", "toy/data.bin": "1"})
-    _install(place, "idle", {"idle/__init__.py": ""})
+def site(place: Path) -> Path:
+    _fill(place)
     return place
 
 
@@ -66,8 +79,6 @@ def _take(site: Path, *, code: str = "", variables: dict[str, str] | None = None
         check=True,
         env=known,
     )
-    import json
-
     lines: dict[str, str] = json.loads(done.stdout)
     return lines
 
@@ -113,11 +124,11 @@ def _told(before: dict[str, str], after: dict[str, str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def honest(place: Path) -> dict[str, str]:
     """Two honest processes: what changes between them is nothing."""
-    place = tmp_path_factory.mktemp("honest").resolve() / SITE
-    _install(place, "toy", {"toy/__init__.py": "", "toy/step.py": "LR = 1.0\n", "toy/data.bin": "1"})
+    _fill(place)
     first = _take(place, code=LOAD)
+    _fill(place)
     second = _take(place, code=LOAD)
     assert first == second and first["wrong"] == ""
     return first
@@ -134,14 +145,11 @@ def test_it_names_code_packages_interpreter_and_machine(honest: dict[str, str]) 
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_what_was_changed_is_named(attack: str, site: Path) -> None:
-    import re
-
-    before = _take(site, code=LOAD)
+def test_what_was_changed_is_named(attack: str, honest: dict[str, str], site: Path) -> None:
     change, expected = ATTACKS[attack]
     change(site)
     after = _take(site, code=LOAD)
-    assert re.search(expected, _told(before, after)), _told(before, after)
+    assert re.search(expected, _told(honest, after)), _told(honest, after)
 
 
 def test_caches_that_need_no_source_are_named(site: Path) -> None:

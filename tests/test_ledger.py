@@ -112,6 +112,8 @@ def test_a_torn_line_is_left_out_and_can_be_cut_off(tmp_path: Path) -> None:
 class _FullDisk:
     """A file that takes half of what it is given."""
 
+    name = "full"
+
     def __init__(self, file: Any) -> None:
         self.file = file
 

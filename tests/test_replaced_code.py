@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,13 +85,13 @@ def test_there_is_no_false_alarm_here() -> None:
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_what_was_replaced_is_named(attack: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import re
 
     holder, name, make, expected = ATTACKS[attack]
-    watch = Watch(LOOKED_AT)
+    module = holder if isinstance(holder, ModuleType) else sys.modules[holder.__module__]
+    watch = Watch(_modules(module))
     original = vars(holder).get(name)
     monkeypatch.setattr(holder, name, make(original), raising=False)
-    found = replaced_functions(LOOKED_AT)
+    found = replaced_functions(_modules(module))
     assert len(found) == 1 and re.search(expected, found[0]), found
     if original is not None:
         assert [text.rsplit(".", 1)[1] for text in watch.changed()] == [name]
@@ -102,7 +103,8 @@ def test_the_code_and_defaults_inside_a_function_are_seen(monkeypatch: pytest.Mo
         schedules.weight_decay, "__code__", (lambda settings, step, *, num_steps: 0.0).__code__
     )
     assert watch.changed() == ["nextscale.train.schedules.weight_decay"]
-    assert "schedules.weight_decay is not what its source file says" in replaced_functions(LOOKED_AT)[0]
+    found = replaced_functions(_modules(schedules))[0]
+    assert "schedules.weight_decay is not what its source file says" in found
     monkeypatch.undo()
     assert watch.changed() == []
     monkeypatch.setattr(FUNCTIONAL.dropout, "__defaults__", (0.9, True, False))

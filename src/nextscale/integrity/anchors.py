@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nextscale import checkpoint
-from nextscale.integrity.ledger import Head
+from nextscale.integrity.ledger import Head, append_whole
 
 #: In a checkpoint's folder, beside the files that have digests: two runs that end alike differ in it.
 FILE = "anchor.json"
@@ -37,9 +37,8 @@ def publish(path: Path, *, ledger: str, head: Head, run: Path) -> None:
     """Append a head to a file elsewhere, which several runs may share."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = {"run": str(run.resolve()), "ledger": ledger, "number": head.number, "hash": head.hash}
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
+    with path.open("ab", buffering=0) as file:
+        append_whole(file, f"{json.dumps(line)}\n".encode())
         os.fsync(file.fileno())
 
 

@@ -15,6 +15,7 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -58,6 +59,17 @@ def _line(record: dict[str, Any]) -> tuple[bytes, str]:
     return (body[:-1] + _HASH_TEXT.format(found)).encode(), found
 
 
+def append_whole(file: FileIO, line: bytes) -> None:
+    """Write all of a line or none of it: what comes after half a line could not be read. Raises OSError."""
+    size = os.fstat(file.fileno()).st_size
+    try:
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, "No space left on device", str(file.name))
+    except OSError:
+        os.ftruncate(file.fileno(), size)
+        raise
+
+
 class Ledger:
     """Appends records; several threads may. Every record is with the system when the call returns.
 
@@ -77,19 +89,9 @@ class Ledger:
         with self._lock:
             number = self.head.number + 1
             line, found = _line({"kind": kind, "number": number, "previous": self.head.hash, **fields})
-            self._write(line)
+            append_whole(self._file, line)
             self.head = Head(number, found)
             return self.head
-
-    def _write(self, line: bytes) -> None:
-        """All of a line or none of it: what comes after half a line could not be read."""
-        size = os.fstat(self._file.fileno()).st_size
-        try:
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
-        except OSError:
-            os.ftruncate(self._file.fileno(), size)
-            raise
 
     def sync(self) -> None:
         """Until all records are on the disk."""

@@ -57,12 +57,17 @@ def _rows(record: str, root: str) -> Iterator[tuple[str, str]]:
 
 def loaded_files() -> set[str]:
     """What this process has in memory: sources of modules, native libraries; real paths."""
-    names = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    # asked for an attribute, some modules would import others
+    names = {getattr(module, "__dict__", {}).get("__file__") for module in list(sys.modules.values())}
     maps = Path("/proc/self/maps")
     if maps.exists():
         rows = [line.split(None, 5) for line in maps.read_text().splitlines() if "/" in line]
         names |= {row[5] for row in rows if "x" in row[1]}  # the others are data
-    return {os.path.realpath(name) for name in names if name and os.path.isabs(name) and os.path.isfile(name)}
+    return {
+        os.path.realpath(name)
+        for name in names
+        if isinstance(name, str) and os.path.isabs(name) and os.path.isfile(name)
+    }
 
 
 def in_use(packages: list[Package], loaded: set[str]) -> tuple[list[Package], list[str]]:

@@ -26,7 +26,8 @@ _NUMERIC = (
 #: What differs from start to start and decides nothing.
 _IDLE = (
     "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "CUDA_HOME", "CUDA_PATH", "TORCHELASTIC_",
-    "PYTHONUNBUFFERED",
+    "PYTHONUNBUFFERED", "PYTHONIOENCODING", "PYTHONWARNINGS", "PYTHONFAULTHANDLER", "PYTHONUTF8",
+    "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED", "PYTHONTRACEMALLOC",
 )  # fmt: skip
 _UNCHECKED = 0b01  # flags of a cache that is taken whatever its source holds
 
@@ -62,7 +63,7 @@ def bad_caches() -> list[str]:
     """Compiled files of imported modules that run without a source, or whatever the source says, in words."""
     found = []
     for name, module in sorted(sys.modules.items()):
-        path = getattr(module, "__file__", None) or ""
+        path = str(getattr(module, "__dict__", {}).get("__file__"))
         if path.endswith(".pyc"):
             found.append(f"{path} of {name} runs without a source file")
         elif path.endswith(".py") and os.path.isfile(path):
