@@ -68,6 +68,7 @@ def test_a_run_that_died_and_went_on_passes(
     train_quietly(tiny_run("prior", home), tmp_path / "run")
     code, text = _verify(capsys, tmp_path / "run")
     assert code == 0 and "FOUND" not in text
+    assert "resume after step 4, though step 7 was recorded: those steps were taken again" in text
     assert "resume after step 4: a crash had torn the last line, '{\"half'" in text
     assert "events: 1 start, 1 failed, 1 resume, 1 end\n" in text
 
@@ -135,6 +136,25 @@ def test_heads_of_another_run_are_no_proof(
 ) -> None:
     code, text = _verify(capsys, run_folder, "--anchor", home / "heads.jsonl")
     assert code == 1 and "holds no head of this run" in text
+
+
+def test_a_folder_put_back_whole_contradicts_the_heads_elsewhere_only(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, heads = home / "run", home / "heads.jsonl"
+    kept = Path(shutil.copytree(folder, tmp_path / "kept"))
+    lines = (folder / "ledger.jsonl").read_text().splitlines(keepends=True)
+    first = next(number for number, line in enumerate(lines) if '"kind":"checkpoint"' in line)
+    (folder / "ledger.jsonl").write_text("".join(lines[: first + 1]))
+    shutil.rmtree(folder / "checkpoints")
+    shutil.rmtree(folder / "model")
+    try:
+        assert _verify(capsys, folder)[0] == 0
+        code, text = _verify(capsys, folder, "--anchor", heads)
+        assert code == 1 and f"cut or rolled back: it ends with record {first}, {heads} line 2 knows" in text
+    finally:
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
 
 
 def test_a_learning_rate_that_is_slightly_another_is_found(

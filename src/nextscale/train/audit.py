@@ -155,6 +155,8 @@ def _rates(settings: dict[str, Any]) -> Any:
 def _remarks(record: dict[str, Any]) -> list[str]:
     """What is special about a start."""
     where, texts = f"record {record['number']}, {record['kind']} after step {record['step']}", []
+    if record.get("recorded", 0) > record["step"]:
+        texts.append(f"{where}, though step {record['recorded']} was recorded: those steps were taken again")
     for text in record.get("accepted", ()):
         texts.append(f"{where}: accepted that {text}")
     for text in record.get("passed_over", ()):
