@@ -52,12 +52,14 @@ def test_variables_that_load_code_are_refused_and_others_told(
     taken = _records(folder, "fingerprint")
     assert len(taken) == 1 and "code:train/loop.py" in taken[0]["lines"] and not taken[0]["wrong"]
     monkeypatch.setenv("OMP_SCHEDULE", "dynamic")
-    train_quietly(run, folder, curves=True)
+    _, said = train_quietly(run, folder, curves=True)
+    assert "since the last start: numeric OMP_SCHEDULE is new" in said
     assert "numeric OMP_SCHEDULE is new" in [record["text"] for record in _records(folder, "changed")]
     monkeypatch.setenv("PYTHONSTARTUP", "evil.py")
     text, code = _refusal(run, folder)
     assert text.startswith("variable PYTHONSTARTUP is new: ")
-    train_quietly(_with(run, accept=code), folder, curves=True)
+    _, said = train_quietly(_with(run, accept=code), folder, curves=True)
+    assert "accepted: variable PYTHONSTARTUP is new" in said
     train_quietly(run, folder, curves=True)
     assert _records(folder, "resume")[1]["accepted"] == ["variable PYTHONSTARTUP is new"]
 

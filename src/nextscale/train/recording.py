@@ -80,6 +80,14 @@ class Recorder:
         self._batches = hashlib.sha256()
         self._since = 0.0  #: when the step at hand began
 
+    @property
+    def remarks(self) -> list[str]:
+        """What people should hear at the start of what is other than last time."""
+        if self.writing is None:
+            return []
+        accepted = [f"accepted: {text}" for text in self.writing.found.differences]
+        return accepted + [f"since the last start: {text}" for text in self.writing.inputs.told]
+
     def batch(self, batch: Batch) -> Future[str] | None:
         """Start to hash a batch, whose step begins."""
         self._since = time.perf_counter()

@@ -85,6 +85,8 @@ def train_run(
             sets = {"training": task.source, "validation": task.validation}
             read = {name: source for name, source in sets.items() if not isinstance(source, TokenCache)}
             recorder = open_recorder(folder, run.ledger, facts=facts, images=read, ranks=ranks)
+        for line in recorder.remarks:
+            say(line)
         with recorder:
             scores = train(
                 task, folder, loop=run.loop, optimizer_settings=run.optimizer, say=say, progress=progress,
