@@ -24,6 +24,7 @@ from nextscale.train.loop import train
 from nextscale.train.prior_base import PriorBase
 from nextscale.train.prior_task import PriorTask
 from nextscale.train.record_start import facts_of, open_recorder
+from nextscale.train.recording import Recorder
 from nextscale.train.run_folder import claimed_by_first, first_difference
 from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
 from nextscale.train.sharding import check_torch, weights_to_cut
@@ -81,10 +82,7 @@ def train_run(
         if isinstance(task, PriorBase):
             task.prepare(progress=progress, ranks=ranks)
         with ranks.together():
-            facts = facts_of(run.model_dump(mode="json", exclude={"ledger"}), description, ranks)
-            sets = {"training": task.source, "validation": task.validation}
-            read = {name: source for name, source in sets.items() if not isinstance(source, TokenCache)}
-            recorder = open_recorder(folder, run.ledger, facts=facts, images=read, ranks=ranks)
+            recorder = _open_recorder(run, folder, task, description=description, ranks=ranks)
         for line in recorder.remarks:
             say(line)
         with recorder:
@@ -95,6 +93,17 @@ def train_run(
         if skipped is not None and skipped.names:
             _report(skipped.names, folder, say)
         return scores
+
+
+def _open_recorder(
+    run: TokenizerRun | PriorRun | ClassifierRun, folder: Path, task: Task, *, description: dict[str, Any],
+    ranks: Distributed,
+) -> Recorder:  # fmt: skip
+    """The ledger of a run, after looking at all that it works with."""
+    facts = facts_of(run.model_dump(mode="json", exclude={"ledger"}), description, ranks)
+    sets = {"training": task.source, "validation": task.validation}
+    images = {name: source for name, source in sets.items() if not isinstance(source, TokenCache)}
+    return open_recorder(folder, run.ledger, facts=facts, images=images, ranks=ranks)
 
 
 def settings_that_decide(run: TokenizerRun | PriorRun | ClassifierRun) -> dict[str, Any]:
