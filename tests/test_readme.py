@@ -19,7 +19,7 @@ BLOCKS, EDITING, HUB = (
     for page in ("README.md", "docs/editing.md", "docs/hub.md")
 )
 # A reader's training takes hours; two steps show that the command is right.
-SHORT = ["--loop.num_steps", "2", "--loop.evaluate_images", "4", "--quiet"]
+SHORT = ["--loop.num_steps", "2", "--loop.evaluate_images", "4", "--ledger.fingerprint", "false", "--quiet"]
 
 
 @pytest.fixture
