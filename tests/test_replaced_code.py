@@ -97,6 +97,12 @@ def test_what_was_replaced_is_named(attack: str, monkeypatch: pytest.MonkeyPatch
         assert [text.rsplit(".", 1)[1] for text in watch.changed()] == [name]
 
 
+def test_what_torch_compile_adds_to_a_module_is_no_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch(_modules(schedules))
+    monkeypatch.setattr(schedules, "__compiled_fn_3_d73f", lambda: None, raising=False)
+    assert replaced_functions(_modules(schedules)) == [] and watch.changed() == []
+
+
 def test_the_code_and_defaults_inside_a_function_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(LOOKED_AT)
     monkeypatch.setattr(

@@ -41,6 +41,7 @@ def _train(case: dict[str, Any], folder: Path) -> Generator:
     optimizer = {"warmup_share": 0.05, "weight_decay": 0.0, "clip_norm": 1.0, "final_lr_ratio": 0.05}
     loop = {"precision": "float32", "ema_decay": 0.9, "log_every": 20}
     common: dict[str, Any] = {"data": {"source": source, "validation": source, "enlarge": 1.0}}
+    common["ledger"] = {"fingerprint": False}  # a function is replaced
     said: list[str] = []
     tokenizer = TokenizerRun(
         schedule={"sizes": case["sizes"]},

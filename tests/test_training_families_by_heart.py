@@ -42,7 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "quantizer": {"vocab_size": 64, "code_dim": 8, "num_phis": 1},
         },
         optimizer={**OPTIMIZER, "base_lr": 0.024, "decay": "cosine"}, loop={**LOOP, "num_steps": 110},
-        data=_data(home),
+        data=_data(home), ledger={"fingerprint": False},
     )  # fmt: skip
     train_quietly(run, home / "tokenizer")
     return home
@@ -60,7 +60,7 @@ def _train(kind: str, home: Path, *, num_steps: int, **settings: Any) -> Generat
             "gate_init": 0.1,
         },
         optimizer={**OPTIMIZER, "base_lr": 0.024}, loop={**LOOP, "num_steps": num_steps}, data=_data(home),
-        **settings,
+        ledger={"fingerprint": False}, **settings,
     )  # fmt: skip
     train_quietly(run, home / kind)
     return Generator.load(home / kind / "model")

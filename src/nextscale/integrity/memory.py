@@ -126,6 +126,10 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(item)
 
 
+#: Names that torch.compile gives to what it adds to a module; no source speaks of them.
+_OF_COMPILER = ("__compiled_fn_", "__resume_at_")
+
+
 def _made_from_text(holder: object, name: str) -> bool:
     """Whether a dataclass or a named tuple may have made a method from text."""
     made = hasattr(holder, "__dataclass_fields__") or hasattr(holder, "_fields")
@@ -192,7 +196,7 @@ def replaced_functions(modules: Mapping[str, ModuleType] | None = None) -> list[
         path = os.path.realpath(getattr(module, "__file__", None) or "")
         if not path.endswith(".py") or not os.path.isfile(path):
             continue
-        values = dict(vars(module))
+        values = {key: value for key, value in vars(module).items() if not key.startswith(_OF_COMPILER)}
         found += _wrong_in(module, values, where=name, path=path, prefix="", sources=sources)
         for key, value in values.items():
             if f"{name}.{key}" in _FILLED_IN:

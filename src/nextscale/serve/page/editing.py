@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio
-import numpy
 from PIL import Image
 
 from nextscale.generate.editing import box_mask
@@ -43,14 +42,66 @@ _TASKS = {
 _MASKED = ("inpaint", "replace")
 
 
+class _Fields(NamedTuple):
+    """What stands on the tab."""
+
+    editor: gradio.ImageEditor
+    take: gradio.Button
+    task: gradio.Radio
+    label: gradio.Dropdown
+    where: gradio.Group
+    place: gradio.Radio
+    box: gradio.Row
+    sides: list[gradio.Slider]  #: top, left, bottom, right, in per cent
+    first: gradio.Slider
+    share: gradio.Slider
+    number: gradio.Slider
+    fresh: gradio.Checkbox
+    seed: gradio.Number
+    make: gradio.Button
+    cancel: gradio.Button
+
+
 def add_edit_tab(engine: Engine, settings: ServerSettings, history: gradio.State) -> None:
     """All of it; other families than next-scale cannot edit."""
-    model = engine.generator.settings
-    kind = model.prior.kind if model.prior else "none"
-    if kind != "next_scale":
-        gradio.Markdown(f"This model is of kind {kind}: only next_scale models keep tokens scale by scale.")
+    prior = engine.generator.settings.prior
+    if prior is None or prior.kind != "next_scale":
+        gradio.Markdown("Only next-scale models keep tokens scale by scale: this one cannot edit.")
         return
     picture = gradio.State(None)
+    fields = _add_fields(engine, settings)
+    gallery = picture_gallery("edited", columns=5, height=260, buttons=["download", "download_all"])
+    status = status_line("Upload a picture, or take the last one.", "edit-status")
+    _show_what_a_task_takes(fields)
+
+    def take_last(made: list[Made]) -> tuple[Image.Image, dict[str, Any], str]:
+        with complaints():
+            return _onto_canvas(last_of(made), engine)
+
+    def uploaded(value: dict[str, Any]) -> tuple[Image.Image, dict[str, Any], str]:
+        with complaints():
+            return _onto_canvas(value["background"], engine)
+
+    async def edit(*given: Any) -> AsyncIterator[tuple[Any, str, list[Made]]]:
+        *values, made = given
+        with complaints():
+            order = _order(engine, *values)
+        assert order.edit is not None
+        async for step in followed(engine, order, made, before=order.edit.image):
+            yield step
+
+    fields.take.click(take_last, history, [picture, fields.editor, status])
+    fields.editor.upload(uploaded, fields.editor, [picture, fields.editor, status])
+    asked = [fields.task, fields.label, fields.place, fields.first, fields.share, fields.number, fields.fresh]
+    started = fields.make.click(
+        edit, [picture, fields.editor, *asked, fields.seed, *fields.sides, history],
+        [gallery, status, history], show_progress="hidden",
+    )  # fmt: skip
+    fields.cancel.click(lambda: "Cancelled.", None, status, cancels=[started], show_progress="hidden")
+
+
+def _add_fields(engine: Engine, settings: ServerSettings) -> _Fields:
+    scales = engine.generator.settings.schedule.num_scales
     with gradio.Row():
         with gradio.Column(scale=1, min_width=280):
             editor = gradio.ImageEditor(
@@ -61,9 +112,8 @@ def add_edit_tab(engine: Engine, settings: ServerSettings, history: gradio.State
             )  # fmt: skip
             take = gradio.Button("Take the last picture that was made", elem_id="take-last")
         with gradio.Column(scale=1, min_width=280):
-            task = gradio.Radio(
-                [(text, name) for name, text in _TASKS.items()], value="inpaint", label="Task"
-            )
+            choices = [(text, name) for name, text in _TASKS.items()]
+            task = gradio.Radio(choices, value="inpaint", label="Task")
             label = class_choice(engine, info="what it shall show", first=NO_CLASS)
             with gradio.Group() as where:
                 place = gradio.Radio(["what is painted", "a box"], value="what is painted", label="Made anew")
@@ -72,7 +122,6 @@ def add_edit_tab(engine: Engine, settings: ServerSettings, history: gradio.State
                         gradio.Slider(0, 100, value=value, step=1, label=side, min_width=170)
                         for side, value in (("Top %", 25), ("Left %", 25), ("Bottom %", 75), ("Right %", 75))
                     ]
-            scales = model.schedule.num_scales
             first = gradio.Slider(
                 0, scales, value=(scales + 1) // 2, step=1, visible=False, label="Scales that are kept"
             )
@@ -82,60 +131,44 @@ def add_edit_tab(engine: Engine, settings: ServerSettings, history: gradio.State
             count = gradio.Slider(1, min(4, settings.max_images), value=1, step=1, label="Candidates")
             fresh, seed = seed_fields()
             make, cancel = buttons("Edit")
-    gallery = picture_gallery("edited", columns=5, height=260, buttons=["download", "download_all"])
-    status = status_line("Upload a picture, or take the last one.", "edit-status")
+    return _Fields(
+        editor, take, task, label, where, place, box, sides, first, share, count, fresh, seed, make, cancel
+    )
 
-    def show_fields(chosen: str, how: str) -> list[Any]:
-        return [
-            gradio.update(visible=shown)
-            for shown in (
-                chosen in _MASKED, how == "a box", chosen == "variation", chosen == "outpaint"
-            )
-        ]  # fmt: skip
 
-    for field in (task, place):
-        field.change(show_fields, [task, place], [where, box, first, share], show_progress="hidden")
+def _show_what_a_task_takes(fields: _Fields) -> None:
+    def show(chosen: str, how: str) -> list[Any]:
+        shown = (chosen in _MASKED, how == "a box", chosen == "variation", chosen == "outpaint")
+        return [gradio.update(visible=visible) for visible in shown]
 
-    def take_last(made: list[Made]) -> tuple[Image.Image, dict[str, Any], str]:
-        with complaints():
-            return _onto_canvas(last_of(made), engine)
+    asked = [fields.task, fields.place]
+    for field in asked:
+        field.change(
+            show, asked, [fields.where, fields.box, fields.first, fields.share], show_progress="hidden"
+        )
 
-    def uploaded(value: dict[str, Any]) -> tuple[Image.Image, dict[str, Any], str]:
-        with complaints():
-            return _onto_canvas(value["background"], engine)
 
-    take.click(take_last, history, [picture, editor, status])
-    editor.upload(uploaded, editor, [picture, editor, status])
-
-    async def edit(
-        given: Image.Image | None, painted: dict[str, Any], chosen: str, name: str, how: str, *rest: Any
-    ) -> AsyncIterator[tuple[Any, str, list[Made]]]:
-        top, left, bottom, right, kept, part, number, new, start, made = rest
-        with complaints():
-            if given is None:
-                raise ValueError("no picture yet: upload one, or take the last one that was made")
-            small, _ = on_canvas(given, engine, chosen)
-            mask = None
-            if chosen in _MASKED:
-                size = engine.generator.tokenizer.image_size
-                sides_of_box = (top / 100, left / 100, bottom / 100, right / 100)
-                mask = (
-                    box_mask(sides_of_box, size) if how == "a box" else painted_mask(painted["layers"], size)
-                )
-        more = {"variation": {"from_scale": int(kept)}, "outpaint": {"share": part}}.get(chosen, {})
-        order = Order(
-            (label_from(name),) * int(number), seeds_from(seed_from(new, start), int(number)),
-            edit=EditOrder(small, chosen, mask, more), previews=ALL,
-        )  # fmt: skip
-        before: numpy.ndarray = small
-        async for step in followed(engine, order, made, before=before):
-            yield step
-
-    started = make.click(
-        edit, [picture, editor, task, label, place, *sides, first, share, count, fresh, seed, history],
-        [gallery, status, history], show_progress="hidden",
+def _order(
+    engine: Engine, given: Image.Image | None, painted: dict[str, Any], task: str, *rest: Any
+) -> Order:
+    """What the tab asks for. Raises ValueError."""
+    name, how, first, share, count, new, start, *sides = rest
+    if given is None:
+        raise ValueError("no picture yet: upload one, or take the last one that was made")
+    small, _ = on_canvas(given, engine, task)
+    size, mask = engine.generator.tokenizer.image_size, None
+    if task in _MASKED and how == "a box":
+        top, left, bottom, right = (side / 100 for side in sides)
+        mask = box_mask((top, left, bottom, right), size)
+    elif task in _MASKED:
+        mask = painted_mask(painted["layers"], size)
+    more: dict[str, Any] = {"variation": {"from_scale": int(first)}, "outpaint": {"share": share}}.get(
+        task, {}
+    )
+    return Order(
+        (label_from(name),) * int(count), seeds_from(seed_from(new, start), int(count)),
+        edit=EditOrder(small, task, mask, own.get(task, {})), previews=ALL,
     )  # fmt: skip
-    cancel.click(lambda: "Cancelled.", None, status, cancels=[started], show_progress="hidden")
 
 
 def _onto_canvas(given: Image.Image, engine: Engine) -> tuple[Image.Image, dict[str, Any], str]:
