@@ -162,9 +162,7 @@ def _order(
         mask = box_mask((top, left, bottom, right), size)
     elif task in _MASKED:
         mask = painted_mask(painted["layers"], size)
-    more: dict[str, Any] = {"variation": {"from_scale": int(first)}, "outpaint": {"share": share}}.get(
-        task, {}
-    )
+    own: dict[str, dict[str, Any]] = {"variation": {"from_scale": int(first)}, "outpaint": {"share": share}}
     return Order(
         (label_from(name),) * int(count), seeds_from(seed_from(new, start), int(count)),
         edit=EditOrder(small, task, mask, own.get(task, {})), previews=ALL,
