@@ -3,9 +3,9 @@
     python benchmarks/engine.py cifar10-tiny --images 1 8 32
 
 In turn, since the machine changes: the generator alone at one size of batch; the engine, with so many orders
-of one image waiting that they fill such batches; the same with previews wanted by all. Figures are medians over
-rounds of the ratio to the generator in the same round. Then the images of one full batch are compared with each
-of them made alone.
+of one image waiting that they fill such batches; the same with previews wanted by all. Figures are medians of
+the ratio to the generator in the same round. Then the images of one full batch are compared with each
+of these made alone.
 """
 
 from __future__ import annotations
