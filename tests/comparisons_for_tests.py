@@ -25,6 +25,8 @@ code_dim = 4
 num_phis = 1
 [compare.families.tokenizer.data]
 enlarge = 1.0
+[compare.families.tokenizer.ledger]
+fingerprint = false
 [compare.families.tokenizer.loop]
 batch_size = 4
 num_steps = 3
@@ -45,6 +47,8 @@ enlarge = 1.0
 validation_share = 0.1
 [compare.families.prior.optimizer]
 base_lr = 1.0
+[compare.families.prior.ledger]
+fingerprint = false
 [compare.families.prior.loop]
 batch_size = 4
 num_steps = {steps}

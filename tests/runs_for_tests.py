@@ -40,6 +40,7 @@ def tiny_run(kind: str, home: Path, **loop: Any) -> Run:
         "data": {"source": str(home / "pictures"), "enlarge": 1.25, "flip": True},
         "optimizer": {"base_lr": 0.1, "warmup_share": 0.1, "clip_norm": 1.0},
         "loop": {**LOOP, **loop},
+        "ledger": {"fingerprint": False},  # it takes longer than these trainings
     }
     if kind in ("tokenizer", "adversarial"):
         tokenizer = model_settings().tokenizer

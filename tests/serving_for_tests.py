@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -124,3 +126,24 @@ def form(fields: dict[str, str], files: dict[str, tuple[str, bytes, str]]) -> tu
         b"".join(b"--border\r\nContent-Disposition: " + part + b"\r\n" for part in parts) + b"--border--\r\n"
     )
     return body, "multipart/form-data; boundary=border"
+
+
+@contextmanager
+def started(arguments: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``nextscale serve`` at any free port: the process, and its address."""
+    command = [sys.executable, "-m", "nextscale.cli", "serve", *arguments, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline().split()[1]
+        finally:
+            process.kill()
+
+
+@contextmanager
+def serving(arguments: Sequence[str]) -> Iterator[str]:
+    """The address of a server that ends well when it is told to stop."""
+    with started(arguments) as (process, address):
+        yield address
+        process.terminate()
+        assert process.wait(WAIT) == 0

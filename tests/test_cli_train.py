@@ -61,6 +61,7 @@ def test_training_from_a_recipe_with_changes(here: Path, capsys: pytest.CaptureF
         "--loop.num_steps",
         "3",
         "--data.flip=true",
+        "--ledger.fingerprint=false",
         "--loop.log_every",
         "2",
     ]

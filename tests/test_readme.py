@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from golden_weights import states
 from images import noise
 from nextscale.cli import main
+from serving_for_tests import serving
 
 ROOT = Path(__file__).parent.parent
 BLOCKS, EDITING, HUB = (
@@ -19,7 +21,7 @@ BLOCKS, EDITING, HUB = (
     for page in ("README.md", "docs/editing.md", "docs/hub.md")
 )
 # A reader's training takes hours; two steps show that the command is right.
-SHORT = ["--loop.num_steps", "2", "--loop.evaluate_images", "4", "--quiet"]
+SHORT = ["--loop.num_steps", "2", "--loop.evaluate_images", "4", "--ledger.fingerprint", "false", "--quiet"]
 
 
 @pytest.fixture
@@ -88,6 +90,9 @@ def run_line(words: list[str]) -> None:
     elif words[0] == "pip":
         assert words == ["pip", "install", "."]
         assert (ROOT / "pyproject.toml").exists()
+    elif words[:2] == ["nextscale", "serve"]:
+        with serving(words[2:]) as address, urllib.request.urlopen(f"{address}/readyz", timeout=60) as answer:
+            assert answer.status == 200
     else:
         assert words[0] == "nextscale"
         training = words[1] == "train" and "--settings" not in words

@@ -41,7 +41,7 @@ def _study(home: Path, **run: Any) -> ScalingStudy:
         "run": {
             "tokenizer_from": str(home / "given"), "prior": {"drop_path": 0.0}, "cache_views": 1,
             "data": {"source": str(home / "pictures"), "enlarge": 1.0}, "optimizer": {"base_lr": 0.1},
-            "loop": LOOP, **run,
+            "loop": LOOP, "ledger": {"fingerprint": False}, **run,
         },
     })  # fmt: skip
 
@@ -158,6 +158,8 @@ rungs = [{rungs}]
 drop_path = 0.0
 [scaling.run.data]
 enlarge = 1.0
+[scaling.run.ledger]
+fingerprint = false
 [scaling.run.loop]
 num_steps = 3
 batch_size = 4

@@ -7,12 +7,9 @@ import http.client
 import json
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +21,7 @@ from models_for_tests import random_generator
 from nextscale.serve.guard import Guard
 from nextscale.serve.metrics import Metrics
 from nextscale.serve.settings import ServerSettings
-from serving_for_tests import WAIT, Gate, Running, running
+from serving_for_tests import WAIT, Gate, Running, running, started
 
 STREAM = json.dumps({"prompt": "frog", "stream": True, "partial_images": 3}).encode()
 
@@ -165,19 +162,6 @@ def test_deadlines_are_told() -> None:
         opening.join()
 
 
-@contextmanager
-def serving(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """``nextscale serve`` of a small model, and its address."""
-    random_generator().save(folder / "small")
-    command = [sys.executable, "-m", "nextscale.cli", "serve", str(folder / "small"), "--port", "0", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield process, process.stdout.readline().split()[1]
-        finally:
-            process.kill()
-
-
 @pytest.mark.slow
 def test_a_signal_under_load_loses_nobody(tmp_path: Path) -> None:
     answers: list[str] = []
@@ -198,7 +182,8 @@ def test_a_signal_under_load_loses_nobody(tmp_path: Path) -> None:
             except openai.APIError as error:
                 answers.append("told" if "closing down" in str(error) else str(error))
 
-    with serving(tmp_path) as (process, address):
+    random_generator().save(tmp_path / "small")
+    with started([str(tmp_path / "small"), "--no-page"]) as (process, address):
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0, timeout=WAIT)
         with client:
             threads = [threading.Thread(target=ask, args=(client,)) for _ in range(12)]
@@ -210,4 +195,3 @@ def test_a_signal_under_load_loses_nobody(tmp_path: Path) -> None:
                 thread.join(WAIT)
         assert process.wait(WAIT) == 0
     assert len(answers) == len(asked) and set(answers) <= {"pictures", "told", "refused"}
-    assert process.stderr is not None

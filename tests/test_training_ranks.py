@@ -21,6 +21,8 @@ from models_for_tests import write_pictures
 from nextscale.checkpoint import read_tensors
 from nextscale.data.loader import places_of_step
 from nextscale.evaluate.moments import Moments
+from nextscale.integrity.ledger import follow
+from nextscale.train.audit import audit
 from nextscale.train.logs import read_log
 from ranks_for_tests import (
     ALONE,
@@ -155,6 +157,15 @@ def test_sigterm_to_one_rank_stops_both_and_one_process_goes_on(
     difference, _ = largest_and_share(_state(home / "runs-1" / "prior", "module"), _state(folder, "module"))
     print(f"two processes, then one: weights differ by {difference:.3g}")
     assert difference < 1e-3
+
+
+def test_the_ledger_knows_what_each_process_read(home: Path, found: tuple[Found, Found, Found]) -> None:
+    for name, count in (("runs-1", 1), ("runs-2", 2)):
+        folder = home / name / "prior"
+        assert audit(folder).found == []
+        saved = [r["batches"] for r in follow(folder / "ledger.jsonl") if r["kind"] == "checkpoint"]
+        assert len(saved) == 3 and all(len(set(batches)) == count for batches in saved)
+    assert audit(home / "runs-2" / "stopped").found == []
 
 
 def test_a_part_without_finite_numbers_is_left_out_by_all(found: tuple[Found, Found, Found]) -> None:

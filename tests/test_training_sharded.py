@@ -152,11 +152,12 @@ def test_whole_runs_end_alike(
 def test_each_process_writes_its_slices(home: Path, found: tuple[Found, Found, Found]) -> None:
     folder = home / "two" / "prior" / "checkpoints" / f"step-{STEPS:08d}"
     assert {file.name for file in folder.iterdir()} == {
-        "average.safetensors", "digests.json", "module.safetensors", "optimizer.safetensors", "slices.json",
-        "slices-00000.safetensors", "slices-00001.safetensors", "state.json", "task.safetensors",
+        "anchor.json", "average.safetensors", "digests.json", "module.safetensors", "optimizer.safetensors",
+        "slices.json", "slices-00000.safetensors", "slices-00001.safetensors", "state.json",
+        "task.safetensors",
     }  # fmt: skip
     assert set(json.loads((folder / "digests.json").read_text())) == {
-        file.name for file in folder.iterdir() if file.name != "digests.json"
+        file.name for file in folder.iterdir() if file.name not in ("anchor.json", "digests.json")
     }
     slices = [read_tensors(folder / f"slices-0000{rank}.safetensors") for rank in (0, 1)]
     name = "optimizer/blocks.1.mlp.fc1.weight|exp_avg"

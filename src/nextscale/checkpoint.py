@@ -21,7 +21,8 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_DIGESTS = "digests.json"
+#: The file in a folder that holds the digests of the others.
+DIGESTS = "digests.json"
 #: The file in a folder whose lock says that a process works there.
 LOCK = ".lock"
 
@@ -114,9 +115,9 @@ def held_folder(path: Path, refusal: str) -> Iterator[None]:
 
 def write_digests(folder: Path, known: Mapping[str, str] | None = None) -> None:
     """Record the digest of every file of a folder in it; those that are ``known`` are not computed again."""
-    files = sorted(item for item in folder.iterdir() if item.is_file() and item.name != _DIGESTS)
+    files = sorted(item for item in folder.iterdir() if item.is_file() and item.name != DIGESTS)
     known = known or {}
-    write_json(folder / _DIGESTS, {item.name: known.get(item.name) or digest(item) for item in files})
+    write_json(folder / DIGESTS, {item.name: known.get(item.name) or digest(item) for item in files})
 
 
 def check_digests(folder: Path, *, every: int = 1, first: int = 0) -> None:
@@ -128,13 +129,13 @@ def check_digests(folder: Path, *, every: int = 1, first: int = 0) -> None:
         first: beginning with this one; several processes share the work so.
     """
     try:
-        recorded = json.loads((folder / _DIGESTS).read_text())
+        recorded = json.loads((folder / DIGESTS).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{folder / _DIGESTS} cannot be read ({error}): the checkpoint is incomplete"
+            f"{folder / DIGESTS} cannot be read ({error}): the checkpoint is incomplete"
         ) from error
     if not isinstance(recorded, dict) or not recorded:
-        raise ValueError(f"{folder / _DIGESTS} records no digests: the checkpoint is incomplete")
+        raise ValueError(f"{folder / DIGESTS} records no digests: the checkpoint is incomplete")
     for name, expected in list(recorded.items())[first::every]:
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing: the checkpoint is incomplete")

@@ -10,6 +10,7 @@ from nextscale.cli.arguments import Parser
 from nextscale.cli.bench_options import add_bench_options
 from nextscale.cli.edit_options import add_edit_options, add_reproduce_options
 from nextscale.cli.export_options import add_export_options
+from nextscale.cli.integrity_options import add_verify_options
 from nextscale.cli.publish_options import add_publish_options
 from nextscale.cli.sample_options import add_sample_options, add_sampling_options
 from nextscale.cli.scoring_options import (
@@ -20,6 +21,7 @@ from nextscale.cli.scoring_options import (
 )
 from nextscale.cli.serve_options import add_serve_options
 from nextscale.cli.study_options import add_study_options
+from nextscale.cli.tokenize_options import add_tokenize_options
 
 #: A command: its exit code, or nothing when all went well.
 Run = Callable[[argparse.Namespace, Sequence[str]], int | None]
@@ -56,6 +58,7 @@ def build_parser() -> Parser:
         _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_edit, _add_reproduce,
         _add_reconstruct, _add_convert, _add_export, _add_publish, _add_evaluate, _add_statistics,
         _add_likelihood, _add_neighbours, _add_scaling, _add_compare, _add_bench, _add_serve,
+        _add_verify,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -106,31 +109,9 @@ def _add_train(add: AddCommand) -> None:
 
 
 def _add_tokenize(add: AddCommand) -> None:
-    tokenize = add(
-        "tokenize", "Keep the tokens of images for training priors; run again to go on.", "tokenize"
+    add_tokenize_options(
+        add("tokenize", "Keep the tokens of images for training priors; run again to go on.", "tokenize")
     )
-    tokenize.add_argument("source", help="images: a folder, or a .parquet file")
-    tokenize.add_argument("--model", required=True, help="bundled model or model folder with the tokenizer")
-    tokenize.add_argument("--out", required=True, help="folder of the tokens")
-    tokenize.add_argument(
-        "--views", type=int, required=True, help="crops of every image: those of the first epochs"
-    )
-    tokenize.add_argument("--flip", action="store_true", help="mirror half of them")
-    tokenize.add_argument(
-        "--enlarge", type=float, help="short side after resizing / crop side; 1 takes the center crop"
-    )
-    tokenize.add_argument("--seed", type=int, help="loop.seed of the trainings to come (default: 0)")
-    tokenize.add_argument(
-        "--validation-share", type=float, help="share of each class to leave out (default: none)"
-    )
-    tokenize.add_argument("--batch", type=int, default=100, help="images at a time (default: 100)")
-    tokenize.add_argument(
-        "--precision", choices=("float32", "bfloat16"), default="float32",
-        help="of the encoder (default: float32); encode_precision of the trainings to come",
-    )  # fmt: skip
-    tokenize.add_argument("--workers", type=int, help="processes that decode images (default: none)")
-    tokenize.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
-    tokenize.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def _add_sample(add: AddCommand) -> None:
@@ -237,3 +218,9 @@ def _add_bench(add: AddCommand) -> None:
 
 def _add_serve(add: AddCommand) -> None:
     add_serve_options(add("serve", "Answer requests for pictures over HTTP.", "serve"))
+
+
+def _add_verify(add: AddCommand) -> None:
+    add_verify_options(
+        add("verify", "Hold a run's folder against its ledger: was anything changed?", "verify")
+    )

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,12 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     engine = _settings(
         EngineSettings, max_batch=options.max_batch, max_queue=options.max_queue, deadline_s=options.deadline
     )
+    page = not options.no_page and find_spec("gradio") is not None  # of Ray's replicas none, it has sessions
+    if not page and not options.no_page:
+        sys.stderr.write("nextscale: no page for browsers: pip install 'nextscale[demo]' for one\n")
     server = _settings(
-        ServerSettings, host=options.host, port=options.port, rate=options.rate, grace_s=options.grace,
+        ServerSettings, page=page and not options.ray, host=options.host,
+        port=options.port, rate=options.rate, grace_s=options.grace,
         keys=Path(options.keys) if options.keys else None, max_images=options.max_images,
         max_body=int(options.max_body * 2**20), max_pixels=int(options.max_pixels * 1e6),
     )  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nextscale import checkpoint
+from nextscale.integrity.pickles import why_refused
 
 _HUB = "hub:"
 _PROMISE = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
@@ -61,6 +62,8 @@ def read_weights(source: str, *, purpose: str) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can make the reader fail in any way
+        if refusal := why_refused(path):
+            raise ValueError(f"{purpose}: {refusal}") from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
             f"{purpose}: {source} was not loaded ({reason}): give a file with tensors only"

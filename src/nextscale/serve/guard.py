@@ -44,6 +44,9 @@ class Guard:
         self._rates = Rates(settings.rate)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # nothing here speaks that
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -73,9 +76,10 @@ class Guard:
         headers, path = Headers(scope=scope), scope["path"]
         if path in _OPEN:
             return
-        if self._keys is None:
-            _check_origin(headers)
-        if not path.startswith(_GUARDED):
+        guarded = path.startswith(_GUARDED)
+        if self._keys is None or not guarded:  # the page knows its visitors by a cookie
+            _check_origin(headers, here=self._keys is None)
+        if not guarded:
             return
         name = self._caller(headers, scope)
         if scope["method"] == "POST" and (wait := self._rates.take(name, time.monotonic())):
@@ -116,9 +120,10 @@ class Guard:
         return ApiError(413, message, code="too_large", headers={"Connection": "close"})
 
 
-def _check_origin(headers: Headers) -> None:
+def _check_origin(headers: Headers, *, here: bool) -> None:
+    """Turn pages of other sites away; ``here``: and whoever called this machine by another name."""
     host = urlsplit(f"//{headers.get('host', '')}")
-    if host.hostname not in _LOOPBACK:
+    if here and host.hostname not in _LOOPBACK:
         raise ApiError(
             403, "without API keys this server answers to 127.0.0.1 and localhost only", code="wrong_host"
         )  # fmt: skip

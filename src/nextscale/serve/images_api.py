@@ -148,7 +148,7 @@ async def _events(
 
 
 def partial_scales(count: int, num_stages: int) -> list[int]:
-    """Which stages are shown on the way: the first after a third of them, the others evenly up to the last."""
+    """Which stages are shown on the way: the first after a third of them, the others evenly to the last."""
     first = (num_stages - 1) // 3
     shown = {first + place * (num_stages - 1 - first) // count for place in range(count)}
     return sorted(shown - {num_stages - 1})

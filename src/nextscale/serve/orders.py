@@ -69,7 +69,7 @@ def edit_order(
     settings = {name: value for name in _EDITING if (value := getattr(given, name)) is not None}
     if given.place is not None:
         settings["place"] = _place(given.place)
-    return EditOrder(_as_wanted(picture, task, size), task, keep, settings)
+    return EditOrder(as_wanted(picture, task, size), task, keep, settings)
 
 
 def _pixels(model: ModelSettings) -> tuple[int, int]:
@@ -78,7 +78,7 @@ def _pixels(model: ModelSettings) -> tuple[int, int]:
     return rows * reduction, columns * reduction
 
 
-def _as_wanted(picture: Image.Image, task: str, size: tuple[int, int]) -> numpy.ndarray:
+def as_wanted(picture: Image.Image, task: str, size: tuple[int, int]) -> numpy.ndarray:
     """Whole for outpaint, small and of the model's proportions for upscale, of the model's size otherwise."""
     if task == "outpaint":
         return numpy.asarray(picture)

@@ -23,15 +23,20 @@ def build_app(
     """The app of one model.
 
     Raises:
+        ModuleNotFoundError: the page is wanted, and gradio is missing.
         ValueError: a model without prior, a file of keys that is none, or no keys and other machines may ask.
     """
     check_host(server)
     keys = read_keys(server.keys) if server.keys is not None else None
     assert generator.prior is not None  # complains of a model without one
     metrics = Metrics()
-    return create_app(
-        Engine(generator, engine, observer=metrics.observer), server, name=name, metrics=metrics, keys=keys
-    )
+    made = Engine(generator, engine, observer=metrics.observer)
+    app = create_app(made, server, name=name, metrics=metrics, keys=keys)
+    if server.page:
+        from nextscale.serve.page.blocks import mount_page
+
+        mount_page(app, made, server, keys)
+    return app
 
 
 def check_host(server: ServerSettings) -> None:

@@ -28,6 +28,7 @@ class ServerSettings(BaseModel):
     max_pixels: int = Field(4096 * 4096, ge=1, description="pixels of an uploaded picture")
     rate: int = Field(0, ge=0, description="requests a minute of one key; 0: as many as it likes")
     grace_s: float = Field(30.0, ge=0, description="seconds to finish what was accepted when closing down")
+    page: bool = Field(False, description="whether there is a page for browsers, which needs gradio")
     write_timeout_s: float = Field(
         30.0, gt=0, description="seconds a client may leave what it is sent unread"
     )

@@ -26,9 +26,11 @@ from nextscale.train.ema import averaged_copy, update_average
 from nextscale.train.logs import Meter, RunLog, draw_curves
 from nextscale.train.optimizer import build_optimizer, set_rates
 from nextscale.train.progress import Progress
+from nextscale.train.record_start import record_start, watch_memory
+from nextscale.train.recording import Recorder
 from nextscale.train.schedules import learning_rate, weight_decay
 from nextscale.train.settings import LoopSettings, OptimizerSettings
-from nextscale.train.sharding import assembled, outline, shard_, words_apart
+from nextscale.train.sharding import assembled, shard_run_, words_apart
 from nextscale.train.step import StepResult, describe_failure, take_step
 from nextscale.train.stopping import Stopped, StopRequest, stop_requests
 from nextscale.train.task import Task
@@ -49,6 +51,7 @@ class _Run:
     saver: saving.Saver
     stop: StopRequest
     ranks: Distributed
+    recorder: Recorder
     outline: nn.Module | None  #: the averaged module without values, where that is sharded
     progress: Progress = field(default_factory=Progress)
 
@@ -59,11 +62,13 @@ class _Run:
         decay = weight_decay(settings, step, num_steps=loop.num_steps)
         set_rates(self.optimizer, lr=rate, weight_decay=decay)
         self.task.module.train()
+        digest = self.recorder.batch(batch)
         result = take_step(
             self.task, batch, self.optimizer, loop=loop, clip_norm=settings.clip_norm, ranks=self.ranks,
             stop=self.stop,
         )  # fmt: skip
         self.progress = self.progress.after_step(result.finite)
+        self.recorder.step(self.progress.step, digest, result, self.optimizer)
         if result.finite:
             self.task.after_step(step)
             update_average(self.average, self.task.averaged, decay=loop.ema_decay, step=step)
@@ -84,13 +89,17 @@ class _Run:
                 "optimizer.base_lr, try loop.precision float32, or look at these samples"
             )
         self.say(f"skipped {problem}")
+        self.recorder.event("skip", step=self.progress.step, problem=problem)
         self.log.write("event", self.progress.step, {"skipped": self.progress.skipped})
 
     def save(self) -> None:
         """A checkpoint of this moment, and the bad images up to here."""
+        seal = self.recorder.seal(self.progress.step, self.ranks)
         with self.ranks.together():
             if self.ranks.is_first or self.outline is not None:
-                self.saver.save(self.progress, task=self.task, average=self.average, optimizer=self.optimizer)
+                self.saver.save(
+                    self.progress, task=self.task, average=self.average, optimizer=self.optimizer, seal=seal
+                )
         self._share_skipped()
 
     def _share_skipped(self) -> None:
@@ -125,6 +134,7 @@ class _Run:
                 average = assembled(self.outline, average, self.ranks)
             if self.ranks.is_first:
                 self.task.export(average, self.folder / name)
+                self.recorder.export(name, self.progress.step)
 
     def score(self, limit: int | None) -> dict[str, float]:
         """Score and draw the averaged weights, for the log. The first rank's scores count."""
@@ -156,7 +166,7 @@ class _Run:
 
 def train(
     task: Task, folder: Path, *, loop: LoopSettings, optimizer_settings: OptimizerSettings,
-    say: Callable[[str], None], progress: bool = True, ranks: Distributed,
+    say: Callable[[str], None], progress: bool = True, ranks: Distributed, recorder: Recorder,
 ) -> dict[str, float]:  # fmt: skip
     """Train to the last step, with checkpoints, log, pictures and the finished model in ``folder``.
 
@@ -168,6 +178,7 @@ def train(
         say: takes one line for people.
         progress: show a bar.
         ranks: the processes that train together.
+        recorder: takes what happens to the ledger.
 
     Returns:
         The scores of the finished model.
@@ -179,17 +190,12 @@ def train(
     """
     ranks.take_first_([*task.module.state_dict().values(), *task.state().values()])
     average = averaged_copy(task.averaged)
-    empty = _shard_(task, average, loop, ranks)
+    empty = shard_run_(task.averaged, average, loop, ranks)
     optimizer = build_optimizer(
         task.module, optimizer_settings, no_decay=task.no_decay, groups=task.parameter_groups
     )
-    with ranks.together():
-        first, complaints = saving.restore(
-            folder / "checkpoints", task=task, average=average, optimizer=optimizer, ranks=ranks
-        )
+    first = _restore(task, average, optimizer, folder=folder, say=say, recorder=recorder, ranks=ranks)
     writers = Distributed(0, 1, ranks.device) if empty is None else words_apart(ranks)
-    for complaint in complaints:
-        say(f"checkpoint passed over: {complaint}")
     if first.step:
         say(f"going on after step {first.step} of {loop.num_steps}")
     with (
@@ -198,8 +204,8 @@ def train(
         saving.Saver(folder / "checkpoints", keep=loop.keep, ranks=writers) as saver,
     ):
         run = _Run(
-            task, folder, loop, optimizer_settings, optimizer, average, say, log, saver, stop, ranks, empty,
-            first,
+            task, folder, loop, optimizer_settings, optimizer, average, say, log, saver, stop, ranks,
+            recorder, empty, first,
         )  # fmt: skip
         _all_steps(run, show=progress)
         run.save()
@@ -210,24 +216,27 @@ def train(
         scores = stop.unless_asked(lambda: run.score(None))
         if scores is None:
             raise Stopped(run.progress.step, stop.cause)
+        recorder.end(run.progress.step, scores)
     if ranks.is_first:
         draw_curves(folder / "log.jsonl", folder / "curves.png")
     _tell_end(run)
     return scores
 
 
-def _shard_(task: Task, average: nn.Module, loop: LoopSettings, ranks: Distributed) -> nn.Module | None:
-    """Leave each process its slices of what is trained and averaged, where that is set and there are several.
-
-    Returns:
-        The averaged module without values; None where everything stays whole.
-    """
-    if loop.sharding == "replicated" or ranks.world_size == 1:
-        return None
-    empty = outline(average)
-    shard_(average, ranks)
-    shard_(task.averaged, ranks, dtype=torch.bfloat16 if loop.precision == "bfloat16" else None)
-    return empty
+def _restore(
+    task: Task, average: nn.Module, optimizer: torch.optim.Optimizer, *, folder: Path,
+    say: Callable[[str], None], recorder: Recorder, ranks: Distributed,
+) -> Progress:  # fmt: skip
+    """Go on with the newest whole checkpoint, or start, and record which."""
+    with ranks.together():
+        first, complaints = saving.restore(
+            folder / "checkpoints", task=task, average=average, optimizer=optimizer, ranks=ranks
+        )
+        record_start(recorder, step=first.step, passed_over=complaints)
+        watch_memory(recorder, task.module, optimizer)
+    for complaint in complaints:
+        say(f"checkpoint passed over: {complaint}")
+    return first
 
 
 def _all_steps(run: _Run, *, show: bool) -> None:

@@ -23,6 +23,8 @@ from nextscale.train.estimate import Estimate, estimate
 from nextscale.train.loop import train
 from nextscale.train.prior_base import PriorBase
 from nextscale.train.prior_task import PriorTask
+from nextscale.train.record_start import facts_of, open_recorder
+from nextscale.train.recording import Recorder
 from nextscale.train.run_folder import claimed_by_first, first_difference
 from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
 from nextscale.train.sharding import check_torch, weights_to_cut
@@ -79,13 +81,29 @@ def train_run(
                 say(line)
         if isinstance(task, PriorBase):
             task.prepare(progress=progress, ranks=ranks)
-        scores = train(
-            task, folder, loop=run.loop, optimizer_settings=run.optimizer, say=say, progress=progress,
-            ranks=ranks,
-        )  # fmt: skip
+        with ranks.together():
+            recorder = _open_recorder(run, folder, task, description=description, ranks=ranks)
+        for line in recorder.remarks:
+            say(line)
+        with recorder:
+            scores = train(
+                task, folder, loop=run.loop, optimizer_settings=run.optimizer, say=say, progress=progress,
+                ranks=ranks, recorder=recorder,
+            )  # fmt: skip
         if skipped is not None and skipped.names:
             _report(skipped.names, folder, say)
         return scores
+
+
+def _open_recorder(
+    run: TokenizerRun | PriorRun | ClassifierRun, folder: Path, task: Task, *, description: dict[str, Any],
+    ranks: Distributed,
+) -> Recorder:  # fmt: skip
+    """The ledger of a run, after looking at all that it works with."""
+    facts = facts_of(run.model_dump(mode="json", exclude={"ledger"}), description, ranks)
+    sets = {"training": task.source, "validation": task.validation}
+    images = {name: source for name, source in sets.items() if not isinstance(source, TokenCache)}
+    return open_recorder(folder, run.ledger, facts=facts, images=images, ranks=ranks)
 
 
 def settings_that_decide(run: TokenizerRun | PriorRun | ClassifierRun) -> dict[str, Any]:
@@ -93,6 +111,7 @@ def settings_that_decide(run: TokenizerRun | PriorRun | ClassifierRun) -> dict[s
     description = run.model_dump(mode="json")
     del description["data"]["on_bad_image"]  # a run that a bad image stopped may go on and skip it
     del description["loop"]["sharding"]  # a run may go on sharded or not, as its processes are
+    del description["ledger"]  # nothing of it changes what is trained
     description.pop("compile", None)  # nor does this change more than rounding
     return description
 

@@ -69,22 +69,22 @@ def _check(folder: Path, description: dict[str, Any]) -> None:
 
 def first_difference(given: dict[str, Any], other: dict[str, Any]) -> str | None:
     """The first entry of a description that another one has otherwise, in words."""
-    wanted = _flat(other)
-    for name, value in _flat(given).items():
+    wanted = flat(other)
+    for name, value in flat(given).items():
         if wanted.get(name) != value:
             return f"{name} = {value}, not {wanted.get(name)}"
     return None
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}, lists compared as text."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{name}."))
+            found.update(flat(value, f"{prefix}{name}."))
         else:
-            flat[prefix + name] = json.dumps(value)
-    return flat
+            found[prefix + name] = json.dumps(value)
+    return found
 
 
 def _sweep(folder: Path) -> None:

@@ -25,7 +25,8 @@ from nextscale import checkpoint
 from nextscale.distributed import Distributed, SharedError
 from nextscale.train.optimizer import optimizer_tensors
 from nextscale.train.progress import Progress
-from nextscale.train.slices import Copies, SavedTensors, copied, write_copies
+from nextscale.train.recording import Seal
+from nextscale.train.slices import Copies, SavedTensors, copied, copies_digests, write_copies
 from nextscale.train.task import Task
 
 
@@ -48,9 +49,10 @@ class Saver:
         self._pending: Future[None] | None = None
 
     def save(
-        self, progress: Progress, *, task: Task, average: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Copy the state and have it written."""
+        self, progress: Progress, *, task: Task, average: nn.Module, optimizer: torch.optim.Optimizer,
+        seal: Seal | None = None,
+    ) -> None:  # fmt: skip
+        """Copy the state and have it written, and sealed before it counts."""
         self.wait()
         parts = {
             "module": task.module.state_dict(),
@@ -59,7 +61,9 @@ class Saver:
             "task": task.state(),
         }
         copies = copied(parts, self.ranks)
-        self._pending = self._thread.submit(_write, self.folder, progress, copies, self.keep, self.ranks)
+        self._pending = self._thread.submit(
+            _write, self.folder, progress, copies, keep=self.keep, ranks=self.ranks, seal=seal
+        )
 
     def wait(self) -> None:
         """Until everything is on disk. Raises what the writing raised."""
@@ -91,12 +95,18 @@ def _new_folder(path: Path, ranks: Distributed) -> Iterator[Path]:
         yield Path(ranks.of_first(place))
 
 
-def _write(folder: Path, progress: Progress, copies: Copies, keep: int, ranks: Distributed) -> None:
+def _write(
+    folder: Path, progress: Progress, copies: Copies, *, keep: int, ranks: Distributed, seal: Seal | None
+) -> None:
     with _new_folder(folder / f"step-{progress.step:08d}", ranks) as place:
         digests = write_copies(place, copies, ranks)
         if ranks.is_first:
             checkpoint.write_json(place / "state.json", asdict(progress))
             checkpoint.write_digests(place, digests)
+        if seal is not None:
+            tensors = copies_digests(copies, ranks)
+            with ranks.together():
+                seal(place, tensors)
     if not ranks.is_first:
         return
     for old in _steps(folder)[:-keep]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from nextscale.data.settings import DataSettings
 from nextscale.features.settings import ClassifierSettings, PerceptualSettings
 from nextscale.generate.settings import SamplingSettings
+from nextscale.integrity.settings import LedgerSettings
 from nextscale.prior.settings import AnyPriorSettings
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.settings import Precision, QuantizerSettings, TokenizerSettings
@@ -127,6 +128,7 @@ class TokenizerRun(BaseModel):
     )
     optimizer: OptimizerSettings = OptimizerSettings()
     loop: LoopSettings = LoopSettings()
+    ledger: LedgerSettings = LedgerSettings()
 
     @model_validator(mode="after")
     def _check_scales(self) -> TokenizerRun:
@@ -192,6 +194,7 @@ class PriorRun(BaseModel):
     )
     optimizer: OptimizerSettings = OptimizerSettings()
     loop: LoopSettings = LoopSettings()
+    ledger: LedgerSettings = LedgerSettings()
     sampling: SamplingSettings = SamplingSettings()
 
     @model_validator(mode="after")
@@ -243,6 +246,7 @@ class ClassifierRun(BaseModel):
     cut_out: int = Field(8, ge=0, description="side of the square that is painted gray, in pixels")
     optimizer: OptimizerSettings = OptimizerSettings()
     loop: LoopSettings = LoopSettings()
+    ledger: LedgerSettings = LedgerSettings()
 
     @model_validator(mode="after")
     def _check_sharding(self) -> ClassifierRun:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from nextscale.distributed import Distributed
 from nextscale.prior.layers import Block
 from nextscale.tokenizer.autoencoder import Level, Middle
+from nextscale.train.settings import LoopSettings
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -136,6 +137,22 @@ def outline(module: Module) -> Module:
     }
     empty |= {id(item): item.to("meta") for item in module.buffers()}
     return copy.deepcopy(module, empty)  # what it finds there is not copied, so no device holds it twice
+
+
+def shard_run_(
+    averaged: nn.Module, average: nn.Module, loop: LoopSettings, ranks: Distributed
+) -> nn.Module | None:
+    """Leave each process its slices of what is trained and averaged, where that is set and there are several.
+
+    Returns:
+        The averaged module without values; None where everything stays whole.
+    """
+    if loop.sharding == "replicated" or ranks.world_size == 1:
+        return None
+    empty = outline(average)
+    shard_(average, ranks)
+    shard_(averaged, ranks, dtype=torch.bfloat16 if loop.precision == "bfloat16" else None)
+    return empty
 
 
 def assembled(empty: Module, module: nn.Module, ranks: Distributed) -> Module:

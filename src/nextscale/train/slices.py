@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nextscale import checkpoint
 from nextscale.distributed import Distributed
+from nextscale.integrity.digests import tensors_digest
 from nextscale.train.optimizer import load_optimizer
 from nextscale.train.sharding import is_cut, own, own_rows, row_ends
 
@@ -83,6 +84,21 @@ def write_copies(folder: Path, copies: Copies, ranks: Distributed) -> dict[str, 
                 )
             checkpoint.write_json(folder / _INDEX, copies.ends)
     return digests
+
+
+def copies_digests(copies: Copies, ranks: Distributed) -> dict[str, str]:
+    """Half of the SHA-256 of each tensor, by ``part/name``; of slices with the rank that holds them."""
+    mine = {
+        f"{part}/{name}": tensors_digest({"": value})[:32]
+        for part, tensors in copies.whole.items()
+        for name, value in tensors.items()
+    }
+    mine |= {
+        f"{name}[{ranks.rank}]": tensors_digest({"": value})[:32] for name, value in copies.slices.items()
+    }
+    return {
+        name: value for text in ranks.gather(json.dumps(mine)) for name, value in json.loads(text).items()
+    }
 
 
 class SavedTensors:

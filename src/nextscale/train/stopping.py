@@ -30,7 +30,7 @@ class Stopped(Exception):
 
     def __init__(self, step: int, cause: str) -> None:
         super().__init__(f"stopped by {cause} after step {step}; run the same command again to go on")
-        self.step = step
+        self.step, self.cause = step, cause
 
 
 class StopRequest:

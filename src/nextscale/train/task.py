@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from nextscale.data.loader import WHOLE, Batch
 from nextscale.data.skipped import SkippedImages
+from nextscale.data.sources import Source
+from nextscale.data.token_cache import TokenCache
 from nextscale.distributed import Distributed
 from nextscale.train.optimizer import ParameterGroup
 
@@ -22,6 +24,16 @@ class Task(Protocol):
     start_lines: list[str]  #: what to say about the weights it starts from, when it starts
     score: tuple[str, bool]  #: which of the scores says how good the weights are; whether larger is better
     skipped: SkippedImages | None  #: the bad images met so far, where these are skipped
+
+    @property
+    def source(self) -> Source | TokenCache:
+        """What is trained on."""
+        ...
+
+    @property
+    def validation(self) -> Source:
+        """The validation images."""
+        ...
 
     @property
     def module(self) -> nn.Module:

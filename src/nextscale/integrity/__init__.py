@@ -1,0 +1,1 @@
+"""What ran, on what, and whether anybody changed it since: ledger, anchors, fingerprint."""

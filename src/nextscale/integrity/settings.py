@@ -1,0 +1,40 @@
+"""Settings of what a run writes down about itself. No torch here."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class LedgerSettings(BaseModel):
+    """The ledger of a run. None of it changes what is trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    enabled: bool = Field(True, description="write every step, checkpoint and event down, chained by hashes")
+    anchor: str = Field(
+        "", description="file elsewhere that takes the ledger's head at every checkpoint; empty: none"
+    )
+    fingerprint: bool = Field(
+        True, description="read all code and packages before the first step, and hold them against last time"
+    )
+    recheck_every: int = Field(
+        100, ge=1, description="steps between two looks whether code was replaced in memory (fingerprint)"
+    )
+    data: bool = Field(
+        True, description="read every image before the first step, and hold it against last time"
+    )
+    accept: str = Field(
+        "", description="go on in spite of the differences of this code, which the refusal names"
+    )
+
+    @model_validator(mode="after")
+    def _check_use(self) -> LedgerSettings:
+        for name, value in (("anchor", self.anchor), ("accept", self.accept)):
+            if value and not self.enabled:
+                raise ValueError(f"ledger.{name} {value} would have no effect with ledger.enabled false")
+        default = LedgerSettings.model_fields["recheck_every"].default
+        if self.recheck_every != default and not (self.enabled and self.fingerprint):
+            raise ValueError(
+                f"ledger.recheck_every {self.recheck_every} would have no effect without ledger.fingerprint: "
+                "leave it out"
+            )
+        return self

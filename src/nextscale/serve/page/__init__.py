@@ -1,0 +1,1 @@
+"""A page to play on, in the browser: optional, it needs gradio."""
