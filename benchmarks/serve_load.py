@@ -3,9 +3,8 @@
     python benchmarks/serve_load.py cifar10-tiny --seconds 60
 
 It starts `nextscale serve` as a process of its own and asks it without pause; half of the requests stream
-with previews, labels, seeds and guidance differ from request to request. In turn with that it times a
-`Generator` in this process, in a thread as the server's: one image at a time, and batches as large as the
-server's were.
+with previews; labels, seeds and guidance differ. In turn with that it times a `Generator` in this process,
+in a thread as the server's: one image at a time, and batches as large as the server's were.
 """
 
 from __future__ import annotations
