@@ -20,7 +20,7 @@ import torch
 
 from nextscale import Generator
 from nextscale.serve.engine import Engine
-from nextscale.serve.order import Order
+from nextscale.serve.order import ALL, Order
 from nextscale.serve.settings import EngineSettings
 
 GUIDANCE = (0.0, 1.5, 3.0, 5.0)
@@ -53,7 +53,7 @@ def direct_rate(generator: Generator, size: int, batches: int) -> float:
     return size * batches / (time.perf_counter() - start)
 
 
-def engine_rate(generator: Generator, size: int, batches: int, *, previews: bool) -> float:
+def engine_rate(generator: Generator, size: int, batches: int, *, previews: int) -> float:
     """Images per second of an engine that finds its batches waiting."""
     count = size * batches
     engine = Engine(generator, EngineSettings(max_batch=size, max_queue=count, deadline_s=3600))
@@ -76,8 +76,8 @@ def measure(generator: Generator, size: int, *, batches: int, rounds: int) -> di
     direct, engine, previews = [], [], []
     for _ in range(rounds):
         direct.append(direct_rate(generator, size, batches))
-        engine.append(engine_rate(generator, size, batches, previews=False))
-        previews.append(engine_rate(generator, size, batches, previews=True))
+        engine.append(engine_rate(generator, size, batches, previews=0))
+        previews.append(engine_rate(generator, size, batches, previews=ALL))
     return {
         "batch": size,
         "direct": statistics.median(direct),

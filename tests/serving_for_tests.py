@@ -7,7 +7,7 @@ import io
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from PIL import Image
 
 from models_for_tests import random_generator
 from nextscale import Generator
-from nextscale.serve.engine import Engine
+from nextscale.serve.engine import Engine, Observer
+from nextscale.serve.order import Order, Update
 from nextscale.serve.running import build_app, server_config
 from nextscale.serve.settings import EngineSettings, ServerSettings
+from nextscale.serve.waiting import Waiting
 
 WAIT = 30.0  #: seconds, for what takes a fraction of one
 
@@ -53,6 +55,41 @@ class Gate:
 
     def note_end(self, outcome: str, _seconds: float) -> None:
         self.ends.append(outcome)
+
+
+@contextmanager
+def engines(gate: Gate) -> Iterator[Callable[..., Engine]]:
+    """Starts engines behind a gate, by their settings, and ends them."""
+    made: list[Engine] = []
+
+    def start(**settings: Any) -> Engine:
+        generator = random_generator()
+        gate(generator)
+        engine = Engine(generator, EngineSettings(**settings), observer=Observer(end=gate.note_end))
+        engine.start()
+        made.append(engine)
+        return engine
+
+    yield start
+    gate.open.set()
+    for engine in made:
+        engine.drain(WAIT)
+
+
+def order(seed: int, *, label: int | str | None = 1, **changes: Any) -> Order:
+    return Order((label,), (seed,), **changes)
+
+
+def busy(engine: Engine, gate: Gate) -> Waiting:
+    """An order that is being made, and stays so until the gate opens."""
+    gate.shut()
+    first = engine.submit(order(0))
+    assert gate.reached.wait(WAIT)
+    return first
+
+
+async def all_updates(waiting: Waiting) -> list[Update]:
+    return [update async for update in waiting.updates()]
 
 
 class Running:

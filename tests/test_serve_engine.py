@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy
 import pytest
-import torch
 
 from models_for_tests import random_generator
-from nextscale.serve.engine import Engine, Observer
+from nextscale.serve.engine import Engine
 from nextscale.serve.order import (
-    BatchFailed,
+    ALL,
     Cancelled,
-    Closing,
     DeadlineExceeded,
     EditOrder,
     Order,
-    OrderError,
     QueueFull,
     Refused,
-    Update,
+    shown_stages,
 )
-from nextscale.serve.settings import EngineSettings
-from nextscale.serve.waiting import Waiting
-from serving_for_tests import WAIT, Gate
+from serving_for_tests import WAIT, Gate, all_updates, busy, engines, order
 
 
 @pytest.fixture
@@ -40,44 +31,14 @@ def gate() -> Gate:
 
 @pytest.fixture
 def start(gate: Gate) -> Iterator[Callable[..., Engine]]:
-    """Starts engines, and ends them."""
-    engines: list[Engine] = []
-
-    def start_one(**settings: Any) -> Engine:
-        generator = random_generator()
-        gate(generator)
-        observer = Observer(end=gate.note_end)
-        engine = Engine(generator, EngineSettings(**settings), observer=observer)
-        engine.start()
-        engines.append(engine)
-        return engine
-
-    yield start_one
-    gate.open.set()
-    for engine in engines:
-        engine.drain(WAIT)
-
-
-def order(seed: int, *, label: int | str | None = 1, **changes: Any) -> Order:
-    return Order((label,), (seed,), **changes)
-
-
-def busy(engine: Engine, gate: Gate) -> Waiting:
-    """An order that is being made, and stays so until the gate opens."""
-    gate.shut()
-    first = engine.submit(order(0))
-    assert gate.reached.wait(WAIT)
-    return first
-
-
-async def all_updates(waiting: Waiting) -> list[Update]:
-    return [update async for update in waiting.updates()]
+    with engines(gate) as starting:
+        yield starting
 
 
 def test_pictures_are_those_of_the_generator(start: Callable[..., Engine]) -> None:
     engine, generator = start(), random_generator()
     sampling = {"guidance": 2.0, "top_k": 9}
-    waiting = engine.submit(Order((3, "frog"), (5, 6), sampling, previews=True))
+    waiting = engine.submit(Order((3, "frog"), (5, 6), sampling, previews=ALL))
     *previews, last = asyncio.run(all_updates(waiting))
     streamed = list(generator.stream([3, "frog"], seeds=[5, 6], guidance=2.0, top_k=9))
     assert last.finished and last.scale == len(streamed) - 1
@@ -127,6 +88,21 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(start: Callable[..., En
     late = engine.submit(order(9))
     gate.open.set()
     assert all(waiting.result(WAIT).finished for waiting in (first, *held[1:], late))
+
+
+def test_stages_that_are_shown() -> None:
+    assert [sorted(shown_stages(count, 10)) for count in range(4)] == [[], [3], [3, 6], [3, 5, 7]]
+    assert shown_stages(3, 4) == {1, 2} and shown_stages(3, 2) == {0} and shown_stages(1, 1) == set()
+    assert shown_stages(ALL, 4) == {0, 1, 2} and shown_stages(ALL, 1) == set()
+
+
+def test_only_wanted_previews_are_decoded(start: Callable[..., Engine]) -> None:
+    engine = start()
+    decoded: list[int] = []
+    decode = engine.generator.tokenizer.decode_features
+    engine.generator.tokenizer.decode_features = lambda x: decoded.append(len(x)) or decode(x)  # type: ignore
+    assert engine.submit(order(1)).result(WAIT).finished and decoded == [1]
+    assert engine.submit(order(1, previews=1)).result(WAIT).finished and decoded == [1, 1, 1]
 
 
 def test_what_is_wrong_is_refused_at_once(start: Callable[..., Engine]) -> None:
@@ -195,106 +171,3 @@ def test_a_batch_ends_when_all_its_clients_left(start: Callable[..., Engine], ga
     gate.open.set()
     assert engine.submit(order(2)).result(WAIT).finished
     assert decoded == [1], "the first batch made no picture"
-
-
-def test_a_failing_batch_fails_its_orders_alone(
-    start: Callable[..., Engine], gate: Gate, caplog: pytest.LogCaptureFixture
-) -> None:
-    engine = start()
-    first = busy(engine, gate)
-    victims = [engine.submit(order(seed)) for seed in (1, 2)]
-    steps, calls = engine.generator.steps, []
-
-    def failing(request: Any) -> Iterator[Any]:
-        calls.append(request)
-        if len(calls) == 1:
-            raise RuntimeError("out of memory at 0x1234")
-        return steps(request)
-
-    engine.generator.steps = failing  # type: ignore[method-assign]
-    gate.open.set()
-    assert first.result(WAIT).finished
-    for waiting in victims:
-        with pytest.raises(BatchFailed) as failed:
-            waiting.result(WAIT)
-        assert "0x1234" not in str(failed.value)
-    assert "out of memory at 0x1234" in caplog.text
-    assert engine.submit(order(3)).result(WAIT).finished and engine.state().alive
-
-
-def test_draining_finishes_what_was_accepted(start: Callable[..., Engine], gate: Gate) -> None:
-    engine = start(max_batch=2)
-    first = busy(engine, gate)
-    queued = [engine.submit(order(seed)) for seed in range(5)]
-    drained = threading.Thread(target=engine.drain, args=(WAIT,))
-    drained.start()
-    while not engine.state().closing:
-        time.sleep(0.01)
-    with pytest.raises(Closing):
-        engine.submit(order(9))
-    gate.open.set()
-    drained.join(WAIT)
-    assert all(waiting.result(0).finished for waiting in (first, *queued))
-    assert not engine.state().alive
-
-
-def test_draining_tells_those_for_whom_there_is_no_time(start: Callable[..., Engine], gate: Gate) -> None:
-    engine = start()
-    accepted = [busy(engine, gate), *(engine.submit(order(seed)) for seed in range(3))]
-    engine.drain(0.05)
-    for waiting in accepted:
-        with pytest.raises(Closing, match="closing down"):
-            waiting.result(0)
-    gate.open.set()
-
-
-def test_a_slow_reader_gets_the_last_preview_and_the_end(start: Callable[..., Engine]) -> None:
-    engine = start()
-
-    async def read_slowly() -> list[Update]:
-        waiting = engine.submit(order(3, previews=True))
-        await asyncio.to_thread(waiting.result, WAIT)
-        return await all_updates(waiting)
-
-    (last,) = asyncio.run(read_slowly())
-    assert last.finished
-
-
-def test_every_order_has_one_end_whatever_happens(start: Callable[..., Engine], gate: Gate) -> None:
-    engine = start(max_batch=8, max_queue=400)
-    choice = numpy.random.default_rng(0)
-    orders = []
-    for seed in range(300):
-        waiting = engine.submit(order(seed, deadline_s=float(choice.choice([1e-3, 60]))))
-        orders.append(waiting)
-        if choice.random() < 0.2:
-            orders[choice.integers(len(orders))].cancel()
-    ends = []
-    for waiting in orders:
-        try:
-            ends.append(type(waiting.result(WAIT)))
-        except OrderError as error:
-            ends.append(type(error))
-    assert set(ends) == {Update, Cancelled, DeadlineExceeded}
-    engine.drain(WAIT)
-    told = sum(kind is not Cancelled for kind in ends)
-    assert len(gate.ends) == told, "clients who left are not told"
-
-
-def test_finished_orders_leave_nothing_behind(start: Callable[..., Engine]) -> None:
-    engine = start()
-    left = []
-    for seed in range(20):
-        waiting = engine.submit(order(seed, previews=True))
-        assert waiting.result(WAIT).finished
-        left.append(weakref.ref(waiting))
-        del waiting
-    assert engine.submit(order(99)).result(WAIT).finished
-    gc.collect()
-    assert sum(reference() is not None for reference in left) == 0
-
-
-def test_the_worker_leaves_gradients_alone(start: Callable[..., Engine]) -> None:
-    engine = start()
-    assert engine.submit(order(1)).result(WAIT).finished
-    assert torch.is_grad_enabled()

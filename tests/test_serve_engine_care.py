@@ -16,7 +16,7 @@ import torch
 from models_for_tests import random_generator
 from nextscale import Generator
 from nextscale.serve.engine import Engine, Observer
-from nextscale.serve.order import BatchFailed, EditOrder, Order, QueueFull, Refused
+from nextscale.serve.order import ALL, BatchFailed, EditOrder, Order, QueueFull, Refused
 from nextscale.serve.settings import EngineSettings
 from nextscale.serve.waiting import Waiting
 from serving_for_tests import WAIT, Gate
@@ -140,7 +140,7 @@ def test_an_observer_that_raises_stops_nothing(
     engine = start(Observer(**{hook: raising}))
     for _ in range(2):
         first = busy(engine, gate)
-        others = [engine.submit(order(seed, previews=True)) for seed in (1, 2)]
+        others = [engine.submit(order(seed, previews=ALL)) for seed in (1, 2)]
         gate.open.set()
         assert all(waiting.result(WAIT).finished for waiting in (first, *others))
     engine.drain(WAIT)

@@ -227,7 +227,7 @@ class Engine:
         """Hand out the pictures of one stage to those who want them."""
         wanted = [
             place for place, waiting in enumerate(made)
-            if not waiting.ended and (stage.last or waiting.order.previews)
+            if not waiting.ended and (stage.last or stage.number in waiting.shown)
         ]  # fmt: skip
         for place, images in zip(wanted, stage.pictures(wanted), strict=True):
             update = Update(stage.number, images, finished=stage.last)
@@ -235,7 +235,7 @@ class Engine:
                 self._end(made[place], update)
                 continue
             made[place].show(update)
-            if stage.number == 0:
+            if stage.number == min(made[place].shown):
                 self._tell(self._observer.preview, time.monotonic() - made[place].accepted)
 
     def _tell_late(self) -> None:

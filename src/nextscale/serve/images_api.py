@@ -90,7 +90,7 @@ async def _answer(
     names = service.engine.generator.class_names
     order = Order(
         labels=(label_of(body.prompt, names),) * count, seeds=seeds_from(body.seed, count),
-        sampling=sampling_of(body), edit=wanted, previews=bool(body.partial_images),
+        sampling=sampling_of(body), edit=wanted, previews=body.partial_images or 0,
         deadline_s=body.deadline_s,
     )  # fmt: skip
     ticket = service.submit(order)
@@ -118,17 +118,14 @@ async def _answer(
 async def _events(
     body: Generation | Edit, ticket: Waiting, *, kind: _Kind, service: Service
 ) -> AsyncIterator[bytes]:
-    """Previews of the scales asked for, or of the next ones where those were missed; then the end."""
+    """Previews, of which a slow reader misses some, then the end."""
     common = {
         "background": "opaque", "output_format": body.output_format or "png", "quality": "auto",
         "size": _size_of(service),
     }  # fmt: skip
-    left = partial_scales(body.partial_images or 0, ticket.num_stages)
     number = 0
     try:
         async for update in ticket.updates():
-            if not update.finished and (not left or update.scale < left[0]):
-                continue
             fields = {**common, "created_at": int(time.time())}
             texts = await asyncio.to_thread(_encoded, update, body)
             for place, (text, seed) in enumerate(zip(texts, ticket.order.seeds, strict=True)):
@@ -139,19 +136,11 @@ async def _events(
                 else:
                     name = f"{kind}.partial_image"
                     yield event(name, {"type": name, **one, "partial_image_index": number})
-            left = [scale for scale in left if scale > update.scale]
             number += 1
     except OrderError as error:
         yield failure(of_order(error))
     finally:
         ticket.cancel()  # of no effect on one that ended
-
-
-def partial_scales(count: int, num_stages: int) -> list[int]:
-    """Which stages are shown on the way: the first after a third of them, the others evenly to the last."""
-    first = (num_stages - 1) // 3
-    shown = {first + place * (num_stages - 1 - first) // count for place in range(count)}
-    return sorted(shown - {num_stages - 1})
 
 
 def _encoded(update: Update, body: Generation | Edit) -> list[str]:

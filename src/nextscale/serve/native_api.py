@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 from nextscale.serve.errors import ApiError, of_order
 from nextscale.serve.events import event, failure, finished, streamed
 from nextscale.serve.images_api import as_text, read_edit
-from nextscale.serve.order import Order, OrderError, Update
+from nextscale.serve.order import ALL, Order, OrderError, Update
 from nextscale.serve.orders import label_of, sampling_of, seeds_from
 from nextscale.serve.schema import ModelCard, NativeEdit, NativeGeneration
 from nextscale.serve.service import Service, service_of
@@ -50,8 +50,9 @@ async def generate(body: NativeGeneration, request: Request, service: Served) ->
             400, f"{len(body.seeds)} seeds for {count} labels: give one each", code="invalid_value"
         )
     seeds = tuple(body.seeds) if body.seeds is not None else seeds_from(body.seed, count)
+    previews = ALL if body.stream else 0
     order = Order(
-        tuple(body.labels), seeds, sampling_of(body), previews=body.stream, deadline_s=body.deadline_s
+        tuple(body.labels), seeds, sampling_of(body), previews=previews, deadline_s=body.deadline_s
     )  # fmt: skip
     return await _answer(order, request, service)
 
@@ -63,8 +64,8 @@ async def edit(body: Annotated[NativeEdit, Form()], request: Request, service: S
     wanted = await read_edit(body, body.image, body.mask, service)
     label = label_of(body.label, service.engine.generator.class_names)
     order = Order(
-        (label,) * body.n, seeds_from(body.seed, body.n), sampling_of(body), wanted, body.stream,
-        body.deadline_s,
+        (label,) * body.n, seeds_from(body.seed, body.n), sampling_of(body), wanted,
+        ALL if body.stream else 0, body.deadline_s,
     )  # fmt: skip
     return await _answer(order, request, service)
 

@@ -11,6 +11,20 @@ from typing import Any, Protocol
 
 import numpy
 
+#: Of `Order.previews`: every picture on the way.
+ALL = -1
+
+
+def shown_stages(count: int, num_stages: int) -> frozenset[int]:
+    """Which stages are shown on the way: the first after a third of them, the others evenly to the last; or
+    `ALL` of them.
+    """
+    if count == ALL:
+        return frozenset(range(num_stages - 1))
+    first = (num_stages - 1) // 3
+    shown = (first + place * (num_stages - 1 - first) // count for place in range(count))
+    return frozenset(shown) - {num_stages - 1}
+
 
 @dataclass(frozen=True)
 class EditOrder:
@@ -30,7 +44,7 @@ class Order:
     seeds: tuple[int, ...]  #: one per image
     sampling: Mapping[str, Any] = field(default_factory=dict)  #: one value for all; None: the model's own
     edit: EditOrder | None = None
-    previews: bool = False  #: whether its pictures are wanted after every scale
+    previews: int = 0  #: how many pictures on the way are wanted, see `shown_stages`
     deadline_s: float | None = None  #: seconds from now until it is worthless; None: the engine's own
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 from nextscale.generate.request import Request
-from nextscale.serve.order import Cancelled, Order, OrderError, Update
+from nextscale.serve.order import Cancelled, Order, OrderError, Update, shown_stages
 
 
 class Waiting:
@@ -30,6 +30,7 @@ class Waiting:
 
     def __init__(self, order: Order, request: Request, *, num_stages: int, deadline_s: float) -> None:
         self.order, self.request, self.num_stages = order, request, num_stages
+        self.shown = shown_stages(order.previews, num_stages)
         self.accepted = time.monotonic()
         self.deadline = self.accepted + deadline_s
         self._changed = threading.Condition()

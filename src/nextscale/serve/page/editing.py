@@ -11,7 +11,7 @@ from PIL import Image
 
 from nextscale.generate.editing import box_mask
 from nextscale.serve.engine import Engine
-from nextscale.serve.order import EditOrder, Order
+from nextscale.serve.order import ALL, EditOrder, Order
 from nextscale.serve.orders import seeds_from
 from nextscale.serve.page.fields import (
     NO_CLASS,
@@ -125,7 +125,7 @@ def add_edit_tab(engine: Engine, settings: ServerSettings, history: gradio.State
         more = {"variation": {"from_scale": int(kept)}, "outpaint": {"share": part}}.get(chosen, {})
         order = Order(
             (label_from(name),) * int(number), seeds_from(seed_from(new, start), int(number)),
-            edit=EditOrder(small, chosen, mask, more), previews=True,
+            edit=EditOrder(small, chosen, mask, more), previews=ALL,
         )  # fmt: skip
         before: numpy.ndarray = small
         async for step in followed(engine, order, made, before=before):

@@ -18,7 +18,7 @@ from PIL import Image
 from nextscale.data.transforms import resize_and_crop
 from nextscale.pixels import enlarge
 from nextscale.serve.engine import Engine
-from nextscale.serve.order import Order, OrderError, Ticket, Update
+from nextscale.serve.order import ALL, Order, OrderError, Ticket, Update
 from nextscale.serve.orders import as_wanted, name_of_label, seeds_from
 from nextscale.serve.page.fields import NO_CLASS
 
@@ -114,7 +114,7 @@ def _status(order: Order, update: Update, ticket: Ticket, seconds: float) -> str
 def generation_order(choice: str | None, count: float, seed: int, settings: Mapping[str, Any]) -> Order:
     """What the first tab asks for."""
     number = int(count)
-    return Order((label_from(choice),) * number, seeds_from(seed, number), settings, previews=True)
+    return Order((label_from(choice),) * number, seeds_from(seed, number), settings, previews=ALL)
 
 
 def seed_from(fresh: bool, seed: float | None) -> int:
