@@ -1,8 +1,8 @@
 """Several requests in one batch, each with its own labels, seeds, settings and kind.
 
 Letters: B batch, S scales, L tokens, C channels, h w cells.
-Special here: a plain generation beside an edit is one of which no token is kept. What an image becomes does
-not depend on what it shares a batch with (in float32; docs/serving.md says what bfloat16 does).
+Special here: a plain generation beside an edit is one of which no token is kept. What shares a batch is never
+mixed; only rounding depends on the size of the batch (docs/serving.md says how often that shows).
 """
 
 from __future__ import annotations

@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from nextscale.generate.editing import split_settings
 from nextscale.generate.generator import Generator
 from nextscale.generate.joint import Share, Stage, can_share, num_stages, stages
-from nextscale.generate.request import Request
+from nextscale.generate.request import Request, build_request
 from nextscale.serve.order import (
     BatchFailed,
     Closing,
@@ -46,9 +48,9 @@ def _nothing(*_: object) -> None:
 
 @dataclass(frozen=True)
 class Observer:
-    """What is told of the engine's work, from its own thread."""
+    """What is told of the engine's work, mostly from its own thread; one that raises is logged, no more."""
 
-    batch: Callable[[int, float], None] = _nothing  #: images in it, and seconds it took
+    batch: Callable[[int, float], None] = _nothing  #: images in one that came to its end, and its seconds
     preview: Callable[[float], None] = _nothing  #: seconds from an order's acceptance to its first preview
     end: Callable[[str, float], None] = _nothing  #: of an order: "finished" or its error's name; seconds
 
@@ -105,10 +107,9 @@ class Engine:
             QueueFull: too many images wait.
             Closing: the server goes down.
         """
-        if len(order.seeds) > self.settings.max_batch:
-            raise ValueError(
-                f"{len(order.seeds)} images: at most {self.settings.max_batch} are made together"
-            )
+        most = min(self.settings.max_batch, self.settings.max_queue)
+        if len(order.seeds) > most:
+            raise ValueError(f"{len(order.seeds)} images: at most {most} are made together")
         deadline_s = self.settings.deadline_s if order.deadline_s is None else order.deadline_s
         if not 0 < deadline_s <= self.settings.deadline_s:
             raise ValueError(
@@ -121,6 +122,7 @@ class Engine:
         with self._news:
             if self._closing or not self._worker.is_alive():
                 raise Closing(_CLOSING)
+            self._queue = deque(other for other in self._queue if not other.ended)  # or they pile up
             queued = _images(self._queue)
             if queued + waiting.size > self.settings.max_queue:
                 raise QueueFull(
@@ -150,26 +152,33 @@ class Engine:
         return max(1, math.ceil(images / self._rate)) if self._rate else 2
 
     def _work(self) -> None:
-        while True:
-            with self._news:
-                self._news.wait_for(lambda: self._queue or self._closing)
-                if not self._queue:
-                    return  # closing, and all is done
-            self._tell_late()
-            with self._news:
-                self._running = batch = self._next_batch()
-            images, started = _images(batch), time.monotonic()
-            try:
-                self._make(batch)
-            except Exception:
-                _LOG.exception("a batch of %d images failed", images)
-                for waiting in batch:
-                    self._end(waiting, BatchFailed(_FAILED))
-            seconds = time.monotonic() - started
-            with self._news:
-                self._running = []
-            if images:
-                self._note(images, seconds)
+        while self._take_turn():  # a call of its own, so that nothing of a batch is held while none is made
+            pass
+
+    def _take_turn(self) -> bool:
+        """Wait for orders and make a batch of them; returns False when there will be none any more."""
+        with self._news:
+            self._news.wait_for(lambda: self._queue or self._closing)
+            if not self._queue:
+                return False  # closing, and all is done
+        self._tell_late()
+        with self._news:
+            self._running = batch = self._next_batch()
+        images, started = 0, time.monotonic()
+        try:
+            images = self._make(batch)
+        except Exception:
+            _LOG.exception("a batch of %d orders failed", len(batch))
+            for waiting in batch:
+                self._end(waiting, BatchFailed(_FAILED))
+        seconds = time.monotonic() - started
+        with self._news:
+            self._running = []
+        if images:
+            rate = images / max(seconds, 1e-9)
+            self._rate = rate if not self._rate else 0.7 * self._rate + 0.3 * rate
+            self._tell(self._observer.batch, images, seconds)
+        return True
 
     def _next_batch(self) -> list[Waiting]:
         """Take the oldest order from the queue, and all that fit beside it; those that ended are dropped."""
@@ -187,22 +196,32 @@ class Engine:
         self._queue = deque(left)
         return batch
 
-    def _make(self, batch: list[Waiting]) -> None:
+    def _make(self, batch: list[Waiting]) -> int:
+        """Returns how many images came to their end; 0: nobody waits for any."""
+        shares, made = self._prepare(batch)
+        if not made:
+            return 0
+        for stage in stages(self.generator, shares):
+            self._tell_late()
+            if all(waiting.ended for waiting in made):
+                return 0
+            self._show(stage, made)
+        return sum(waiting.size for waiting in made)
+
+    def _prepare(self, batch: list[Waiting]) -> tuple[list[Share], list[Waiting]]:
+        """Shares of those orders that can be made: what is wrong with one ends that one alone."""
         shares: list[Share] = []
         made: list[Waiting] = []
         for waiting in batch:
             try:
-                shares.append(_prepared(self.generator, waiting))
+                shares.append(_prepared(self.generator, waiting.order))
                 made.append(waiting)
-            except ValueError as error:  # its image; the others shall not suffer
+            except ValueError as error:  # its image
                 self._end(waiting, Refused(str(error)))
-        if not made:
-            return
-        for stage in stages(self.generator, shares):
-            self._tell_late()
-            if all(waiting.ended for waiting in made):
-                return
-            self._show(stage, made)
+            except Exception:
+                _LOG.exception("an order could not be prepared")
+                self._end(waiting, BatchFailed(_FAILED))
+        return shares, made
 
     def _show(self, stage: Stage, made: list[Waiting]) -> None:
         """Hand out the pictures of one stage to those who want them."""
@@ -217,7 +236,7 @@ class Engine:
                 continue
             made[place].show(update)
             if stage.number == min(made[place].shown):
-                self._observer.preview(time.monotonic() - made[place].accepted)
+                self._tell(self._observer.preview, time.monotonic() - made[place].accepted)
 
     def _tell_late(self) -> None:
         """End all orders whose deadline passed."""
@@ -230,12 +249,13 @@ class Engine:
     def _end(self, waiting: Waiting, end: Update | OrderError) -> None:
         if waiting.end(end):
             outcome = "finished" if isinstance(end, Update) else type(end).__name__
-            self._observer.end(outcome, time.monotonic() - waiting.accepted)
+            self._tell(self._observer.end, outcome, time.monotonic() - waiting.accepted)
 
-    def _note(self, images: int, seconds: float) -> None:
-        rate = images / max(seconds, 1e-9)
-        self._rate = rate if not self._rate else 0.7 * self._rate + 0.3 * rate
-        self._observer.batch(images, seconds)
+    def _tell(self, told: Callable[..., None], *what: object) -> None:
+        try:
+            told(*what)
+        except Exception:
+            _LOG.exception("an observer of the engine failed")
 
 
 def _images(orders: Iterable[Waiting]) -> int:
@@ -244,17 +264,23 @@ def _images(orders: Iterable[Waiting]) -> int:
 
 
 def _checked(generator: Generator, order: Order) -> Request:
-    """What can be checked without encoding an image."""
+    """What can be checked without encoding an image.
+
+    On the host: a copy to a GPU would wait for all that the worker has asked of it.
+    """
     sampling: Any = dict(order.sampling)
     if order.edit is not None:
         split_settings(order.edit.task, _edit_settings(order.edit, order))
-    return generator.request(order.labels, order.seeds, False, sampling)
+    return build_request(
+        order.labels, order.seeds, generator.settings, overrides=sampling, smooth=False,
+        device=torch.device("cpu"),
+    )  # fmt: skip
 
 
-def _prepared(generator: Generator, waiting: Waiting) -> Share:
-    order = waiting.order
+def _prepared(generator: Generator, order: Order) -> Share:
     if order.edit is None:
-        return Share(waiting.request)
+        sampling: Any = dict(order.sampling)
+        return Share(generator.request(order.labels, order.seeds, False, sampling))
     edit = order.edit
     task: Any = edit.task
     request, prepared = generator.edit_request(

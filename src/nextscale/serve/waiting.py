@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -22,7 +23,7 @@ class Waiting:
 
     Args:
         order: what was asked for.
-        request: the same, checked.
+        request: the same, checked, on the host.
         num_stages: how many times there are pictures, the finished ones included.
         deadline_s: seconds from now until it is worthless.
     """
@@ -111,4 +112,4 @@ def _pictures(end: Update | OrderError | None) -> Update:
     if isinstance(end, Update):
         return end
     assert end is not None
-    raise end
+    raise copy.copy(end)  # a raised one knows the frames it passed, and would keep its order alive by them
