@@ -21,7 +21,7 @@ from models_for_tests import random_generator
 from nextscale import Generator
 from nextscale.serve.engine import Engine, Observer
 from nextscale.serve.order import Order, Update
-from nextscale.serve.running import build_app, server_config
+from nextscale.serve.running import build_app, build_server
 from nextscale.serve.settings import EngineSettings, ServerSettings
 from nextscale.serve.waiting import Waiting
 
@@ -113,7 +113,7 @@ def running(
         gate(generator)
     settings = ServerSettings(port=0, keys=keys, **server)
     app = build_app(generator, "small", engine=EngineSettings(**(engine or {})), server=settings)
-    serving = uvicorn.Server(server_config(app, settings))
+    serving = build_server(app, settings, say=lambda _: None)
     thread = threading.Thread(target=serving.run)
     thread.start()
     try:

@@ -150,6 +150,35 @@ def test_a_batch_that_fails_is_told_and_the_next_one_works(caplog: pytest.LogCap
         assert caplog.text.count("secret path") >= 2
 
 
+def test_what_outlasts_the_grace_is_told() -> None:
+    gate = Gate()
+    with running(gate=gate, grace_s=0.5) as server:
+        gate.shut()
+        plain, stream = opened(server, b'{"prompt": "ship"}'), opened(server)
+        assert gate.reached.wait(WAIT)
+        until(lambda: server.engine.state().running + server.engine.state().queued == 2, "both are there")
+        server.server.should_exit = True
+        for connection in (plain, stream):
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            assert answer.status == (503 if connection is plain else 200)
+            assert b"closing down" in answer.read()
+            connection.close()
+
+
+def test_what_nobody_thought_of_has_the_shape_of_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    with running() as server, server.client() as client:
+
+        def broken(_: Any) -> Any:
+            raise RuntimeError("secret path")
+
+        server.engine.submit = broken  # type: ignore[method-assign]
+        with pytest.raises(openai.InternalServerError, match=r"something went wrong") as failed:
+            client.images.generate(prompt="frog")
+        assert failed.value.code == "server_error" and "secret" not in str(failed.value)
+        assert "secret path" in caplog.text
+
+
 def test_deadlines_are_told() -> None:
     gate = Gate()
     with running(gate=gate) as server, server.client() as client:

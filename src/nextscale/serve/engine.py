@@ -118,7 +118,7 @@ class Engine:
             )
         request = _checked(self.generator, order)
         stages = num_stages(self.generator, request)
-        waiting = Waiting(order, request, num_stages=stages, deadline_s=deadline_s)
+        waiting = Waiting(order, request, num_stages=stages, deadline_s=deadline_s, told=self._ended)
         with self._news:
             if self._closing or not self._worker.is_alive():
                 raise Closing(_CLOSING)
@@ -145,7 +145,7 @@ class Engine:
             left = [*self._queue, *self._running]
             self._queue.clear()
         for waiting in left:
-            self._end(waiting, Closing(_CLOSING))
+            waiting.end(Closing(_CLOSING))
 
     def _seconds_for(self, images: int) -> int:
         """Until so many images are made, as far as is known, at least 1."""
@@ -170,7 +170,7 @@ class Engine:
         except Exception:
             _LOG.exception("a batch of %d orders failed", len(batch))
             for waiting in batch:
-                self._end(waiting, BatchFailed(_FAILED))
+                waiting.end(BatchFailed(_FAILED))
         seconds = time.monotonic() - started
         with self._news:
             self._running = []
@@ -217,10 +217,10 @@ class Engine:
                 shares.append(_prepared(self.generator, waiting.order))
                 made.append(waiting)
             except ValueError as error:  # its image
-                self._end(waiting, Refused(str(error)))
+                waiting.end(Refused(str(error)))
             except Exception:
                 _LOG.exception("an order could not be prepared")
-                self._end(waiting, BatchFailed(_FAILED))
+                waiting.end(BatchFailed(_FAILED))
         return shares, made
 
     def _show(self, stage: Stage, made: list[Waiting]) -> None:
@@ -232,7 +232,7 @@ class Engine:
         for place, images in zip(wanted, stage.pictures(wanted), strict=True):
             update = Update(stage.number, images, finished=stage.last)
             if stage.last:
-                self._end(made[place], update)
+                made[place].end(update)
                 continue
             made[place].show(update)
             if stage.number == min(made[place].shown):
@@ -244,12 +244,11 @@ class Engine:
         with self._news:
             late = [waiting for waiting in (*self._queue, *self._running) if waiting.deadline < now]
         for waiting in late:
-            self._end(waiting, DeadlineExceeded("its deadline passed before its pictures were made"))
+            waiting.end(DeadlineExceeded("its deadline passed before its pictures were made"))
 
-    def _end(self, waiting: Waiting, end: Update | OrderError) -> None:
-        if waiting.end(end):
-            outcome = "finished" if isinstance(end, Update) else type(end).__name__
-            self._tell(self._observer.end, outcome, time.monotonic() - waiting.accepted)
+    def _ended(self, end: Update | OrderError, seconds: float) -> None:
+        outcome = "finished" if isinstance(end, Update) else type(end).__name__
+        self._tell(self._observer.end, outcome, seconds)
 
     def _tell(self, told: Callable[..., None], *what: object) -> None:
         try:

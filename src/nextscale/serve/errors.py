@@ -80,6 +80,8 @@ def of_order(error: OrderError) -> ApiError:
     """The answer for an order that ends without pictures."""
     status, code = _ENDS[type(error)]
     headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, QueueFull) else None
+    if isinstance(error, DeadlineExceeded):
+        headers = {"x-should-retry": "false"}  # the openai clients would ask again
     return ApiError(status, str(error), code=code, headers=headers)
 
 

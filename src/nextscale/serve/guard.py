@@ -8,6 +8,7 @@ Origin, and one that resolves to this machine by the Host that it was called by.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from nextscale.serve.keys import Rates, name_of
 from nextscale.serve.metrics import Metrics
 from nextscale.serve.settings import ServerSettings
 
+_LOG = logging.getLogger(__name__)
 _OPEN = ("/healthz", "/readyz", "/metrics")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _GUARDED = ("/v1/", "/api/")
@@ -67,9 +69,14 @@ class Guard:
         except ApiError as error:
             if not started:
                 await error.response(scope, receive, sending)
-        except TimeoutError:
-            if not started:
-                raise
+        except Exception as error:
+            if started:
+                if not isinstance(error, TimeoutError):
+                    raise
+                return  # nobody read it
+            _LOG.exception("a request to %s failed", _route(scope))
+            refusal = ApiError(500, "something went wrong; the server has noted it", code="server_error")
+            await refusal.response(scope, receive, sending)
 
     def _check(self, scope: Scope) -> None:
         """Refuse what shall not be read. Raises ApiError."""

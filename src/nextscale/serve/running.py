@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import signal
 from collections.abc import Callable
@@ -58,11 +59,19 @@ def is_loopback(host: str) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens, once it does."""
+    """Says where it listens once it does, and tells everybody when it ends."""
 
-    def __init__(self, config: uvicorn.Config, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, *, say: Callable[[str], None], drain: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._say = say
+        self._say, self._drain = say, drain
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """uvicorn waits for connections first: drain beside that, so that they are told within the grace."""
+        draining = asyncio.create_task(asyncio.to_thread(self._drain))
+        await super().shutdown(sockets)  # type: ignore[arg-type]
+        await draining
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         await super().startup(sockets)  # type: ignore[arg-type]
@@ -82,6 +91,12 @@ def server_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
     )  # fmt: skip
 
 
+def build_server(app: FastAPI, settings: ServerSettings, *, say: Callable[[str], None]) -> uvicorn.Server:
+    """What serves an app of `build_app`."""
+    engine = app.state.service.engine
+    return _Server(server_config(app, settings), say=say, drain=lambda: engine.drain(settings.grace_s))
+
+
 def run_server(app: FastAPI, settings: ServerSettings, *, say: Callable[[str], None]) -> None:
     """Serve until SIGTERM or Ctrl-C; what was accepted is then finished within the grace, or told.
 
@@ -92,7 +107,7 @@ def run_server(app: FastAPI, settings: ServerSettings, *, say: Callable[[str], N
     """
     kept = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        _Server(server_config(app, settings), say).run()  # which raises the signal again after it obeyed it
+        build_server(app, settings, say=say).run()  # which raises the signal again after it obeyed it
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)

@@ -74,7 +74,7 @@ class Edited(Sampled):
     from_scale: int | None = Field(None, ge=0, description="coarser scales than this are kept whole")
     hide: bool | None = Field(None, description="whether the encoder is kept from seeing the hole")
     paste: bool | None = Field(None, description="whether kept pixels are put back")
-    feather: int | None = Field(None, ge=0, description="pixels over which seams fade")
+    feather: int | None = Field(None, ge=0, le=4096, description="pixels over which seams fade")
     share: _Number | None = Field(None, gt=0, lt=1, description="of outpaint: of the canvas's sides")
     place: str | None = Field(None, max_length=40, description="of outpaint: DOWN,RIGHT from 0 to 1")
 

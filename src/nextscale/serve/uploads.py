@@ -14,6 +14,9 @@ from PIL import Image, UnidentifiedImageError
 from nextscale.data.sources.base import BadImageError
 from nextscale.data.transforms import decode_image, resize_and_crop
 
+#: What is taken; of others Pillow starts programs for some.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "ICO")
+
 
 def read_picture(content: bytes, name: str, *, max_pixels: int) -> Image.Image:
     """An upright RGB picture.
@@ -44,7 +47,7 @@ def read_mask(
     """
     _check_size(content, "mask", max_pixels)
     try:
-        with Image.open(io.BytesIO(content)) as opened:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             opaque = opened.convert("RGBA").getchannel("A")
     except Exception as error:  # Pillow raises many kinds for damaged files
         raise ValueError(f"mask cannot be read: {error}") from error
@@ -62,7 +65,7 @@ def read_mask(
 
 def _check_size(content: bytes, name: str, max_pixels: int) -> None:
     try:
-        with Image.open(io.BytesIO(content)) as opened:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             width, height = opened.size
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is no picture of a known format") from error

@@ -26,13 +26,18 @@ class Waiting:
         request: the same, checked, on the host.
         num_stages: how many times there are pictures, the finished ones included.
         deadline_s: seconds from now until it is worthless.
+        told: is told of its end, and of the seconds until then.
     """
 
-    def __init__(self, order: Order, request: Request, *, num_stages: int, deadline_s: float) -> None:
+    def __init__(
+        self, order: Order, request: Request, *, num_stages: int, deadline_s: float,
+        told: Callable[[Update | OrderError, float], None],
+    ) -> None:  # fmt: skip
         self.order, self.request, self.num_stages = order, request, num_stages
         self.shown = shown_stages(order.previews, num_stages)
         self.accepted = time.monotonic()
         self.deadline = self.accepted + deadline_s
+        self._told = told
         self._changed = threading.Condition()
         self._preview: Update | None = None
         self._end: Update | OrderError | None = None
@@ -63,7 +68,8 @@ class Waiting:
             self._end = end
             self._changed.notify_all()
             self._wake()
-            return True
+        self._told(end, time.monotonic() - self.accepted)
+        return True
 
     def cancel(self) -> None:
         """Nobody waits for it any more."""
