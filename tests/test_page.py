@@ -170,6 +170,9 @@ def test_a_box_of_an_uploaded_picture(page: Page, tmp_path: Path) -> None:
     before, after = pictures(page, "#edited")
     changed = (before != after).any(axis=2)
     assert changed[8:24, 8:24].mean() > 0.5 and changed.sum() == changed[8:24, 8:24].sum()
+    page.get_by_role("tab", name="History").click()
+    page.locator("#history button").filter(has=page.locator("img")).last.click()
+    expect(page.locator("#taken")).to_contain_text("inpaint: an edit", timeout=SOON)
 
 
 def test_cancel(page: Page, gate: Gate, server: Running) -> None:

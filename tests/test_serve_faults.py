@@ -212,7 +212,7 @@ def test_a_signal_under_load_loses_nobody(tmp_path: Path) -> None:
                 answers.append("told" if "closing down" in str(error) else str(error))
 
     random_generator().save(tmp_path / "small")
-    with started([str(tmp_path / "small"), "--no-page"]) as (process, address):
+    with started([str(tmp_path / "small"), "--page", "no"]) as (process, address):
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0, timeout=WAIT)
         with client:
             threads = [threading.Thread(target=ask, args=(client,)) for _ in range(12)]

@@ -98,6 +98,12 @@ def test_only_who_has_a_key_may_ask(tmp_path: Path) -> None:
             assert client.models.list().data
 
 
+def test_what_the_page_sends_is_counted_too() -> None:
+    with running(rate=2) as server:
+        asked = [ask(server, "POST", "/page/gradio_api/queue/join", "{}")[0] for _ in range(3)]
+        assert asked == [404, 404, 429], "there is no page here, but the guard does not know"
+
+
 def test_without_keys_other_sites_may_not_ask(server: Running) -> None:
     assert generate(server)[0] == 200
     status, _, body = generate(server, Host="pictures.example")
@@ -203,7 +209,9 @@ def test_addresses_of_this_machine(host: str, expected: bool) -> None:
         ("cifar10-tinny", r"cifar10-tiny"), ("cifar10-tiny --port 70000", r"--port 70000"),
         ("cifar10-tiny --keys nowhere", r"no file of keys 'nowhere'"),
         ("cifar10-tiny --max-batch 0", r"--max-batch 0"), ("cifar10-tiny --replicas 2", r"without --ray"),
-        ("cifar10-tiny --ray --replicas 4-1", r"expected their number"), ("--new-key 'a b'", r"key name"),
+        ("cifar10-tiny --ray --replicas 4-1", r"expected their number"),
+        ("cifar10-tiny --ray --page yes", r"--page yes does not go with --ray"),
+        ("--new-key 'a b'", r"key name"),
     ],
 )  # fmt: skip
 def test_what_the_command_refuses(

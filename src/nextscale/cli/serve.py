@@ -25,11 +25,16 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     engine = _settings(
         EngineSettings, max_batch=options.max_batch, max_queue=options.max_queue, deadline_s=options.deadline
     )
-    page = not options.no_page and find_spec("gradio") is not None  # of Ray's replicas none, it has sessions
-    if not page and not options.no_page:
+    page = options.page == "yes" or (options.page == "auto" and not options.keys and not options.ray)
+    if page and options.ray:
+        raise ValueError("--page yes does not go with --ray: a page has sessions, replicas share none")
+    if page and find_spec("gradio") is None:
+        if options.page == "yes":
+            raise ValueError("gradio is missing: pip install 'nextscale[demo]'")
         sys.stderr.write("nextscale: no page for browsers: pip install 'nextscale[demo]' for one\n")
+        page = False
     server = _settings(
-        ServerSettings, page=page and not options.ray, host=options.host,
+        ServerSettings, page=page, host=options.host,
         port=options.port, rate=options.rate, grace_s=options.grace,
         keys=Path(options.keys) if options.keys else None, max_images=options.max_images,
         max_body=int(options.max_body * 2**20), max_pixels=int(options.max_pixels * 1e6),

@@ -22,7 +22,10 @@ def add_serve_options(serve: argparse.ArgumentParser) -> None:
         help="make a key: it is shown once, on standard error; its line for the file goes to standard output",
     )  # fmt: skip
     serve.add_argument("--rate", type=int, default=0, help="requests a minute of one key; 0: any number")
-    serve.add_argument("--no-page", action="store_true", help="no page for browsers")
+    serve.add_argument(
+        "--page", choices=["auto", "yes", "no"], default="auto",
+        help="for browsers; auto: where gradio is installed and no keys are asked for (default: auto)",
+    )  # fmt: skip
     serve.add_argument("--ray", action="store_true", help="as a Ray Serve deployment of several processes")
     serve.add_argument(
         "--replicas", default="1", help="with --ray: their number, or the fewest and most as 1-4"

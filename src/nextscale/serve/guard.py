@@ -26,6 +26,8 @@ _LOG = logging.getLogger(__name__)
 _OPEN = ("/healthz", "/readyz", "/metrics")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _GUARDED = ("/v1/", "/api/")
+#: What the page sends to make pictures, to give some, and to log in.
+_OF_PAGE = ("/queue/join", "/upload", "/login")
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
@@ -86,10 +88,11 @@ class Guard:
         guarded = path.startswith(_GUARDED)
         if self._keys is None or not guarded:  # the page knows its visitors by a cookie
             _check_origin(headers, here=self._keys is None)
-        if not guarded:
+        counted = scope["method"] == "POST" and (guarded or path.endswith(_OF_PAGE))
+        if not (guarded or counted):
             return
-        name = self._caller(headers, scope)
-        if scope["method"] == "POST" and (wait := self._rates.take(name, time.monotonic())):
+        name = self._caller(headers, scope) if guarded else f"page of {_address(scope)}"
+        if counted and (wait := self._rates.take(name, time.monotonic())):
             message = f"more than {self._settings.rate} requests a minute: try again in {math.ceil(wait)} s"
             raise ApiError(429, message, code="rate_limit", headers={"Retry-After": str(math.ceil(wait))})
         length = headers.get("content-length", "0")
@@ -99,7 +102,7 @@ class Guard:
     def _caller(self, headers: Headers, scope: Scope) -> str:
         """Who asks, by key or by address."""
         if self._keys is None:
-            return scope["client"][0] if scope.get("client") else "somebody"
+            return _address(scope)
         kind, _, key = headers.get("authorization", "").partition(" ")
         name = name_of(key.strip(), self._keys) if kind.lower() == "bearer" else None
         if name is None:
@@ -137,6 +140,10 @@ def _check_origin(headers: Headers, *, here: bool) -> None:
     origin = headers.get("origin")
     if origin and urlsplit(origin).netloc != host.netloc:
         raise ApiError(403, f"pages of {origin} may not ask this server", code="wrong_origin")
+
+
+def _address(scope: Scope) -> str:
+    return scope["client"][0] if scope.get("client") else "somebody"
 
 
 def _route(scope: Scope) -> str:

@@ -136,11 +136,15 @@ def _add_history_tab(history: gradio.State, tab: gradio.Tab, fields: dict[str, A
 
     def take(made: list[Made], chosen: gradio.SelectData) -> list[Any]:
         one = made[chosen.index]
+        if one.task:
+            told_why = f"{one.caption}: an edit; the picture that it was made from is not kept."
+            return [*(gradio.skip() for _ in fields), told_why]
         label = one.label if one.label != "none" else NO_CLASS
         values = {"label": label, "fresh": False, "seed": one.seed, **one.settings}
+        settings = ", ".join(f"{name} {value:g}" for name, value in one.settings.items())
         return [
             *(values.get(name, gradio.skip()) for name in fields),
-            f"Taken: {one.caption}. Its settings stand in the tab Generate.",
+            f"Taken: {one.caption} ({settings}). Its settings stand in the tab Generate.",
         ]
 
     gallery.select(take, history, [*fields.values(), told])

@@ -35,11 +35,13 @@ class Made(NamedTuple):
     label: str
     seed: int
     settings: dict[str, Any]
+    task: str | None  #: of an edit
 
     @property
     def caption(self) -> str:
         """What stands below it."""
-        return f"{self.label if self.label != 'none' else NO_CLASS} · {self.seed}"
+        name = self.label if self.label != "none" else NO_CLASS
+        return f"{name} · {self.seed}" + (f" · {self.task}" if self.task else "")
 
 
 @contextmanager
@@ -98,9 +100,9 @@ def _shown(order: Order, update: Update, engine: Engine, before: numpy.ndarray |
 
 
 def _made(order: Order, update: Update, engine: Engine) -> list[Made]:
-    names = engine.generator.class_names
+    names, task = engine.generator.class_names, order.edit.task if order.edit else None
     return [
-        Made(image, name_of_label(label, names), seed, dict(order.sampling))
+        Made(image, name_of_label(label, names), seed, dict(order.sampling), task)
         for image, label, seed in zip(update.images, order.labels, order.seeds, strict=True)
     ]
 
