@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from typing import Any
 
 # One thread in every process that the tests start, so that sums do not depend on how many run side by side;
 # set before torch and numpy are imported, since both read it once.
@@ -40,3 +41,20 @@ def clean_state() -> Iterator[None]:
     torch.set_rng_state(states[2])
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def gate() -> Any:
+    """Holds engines up, see `serving_for_tests.Gate`."""
+    from serving_for_tests import Gate  # here, so that other tests do not wait for servers to be imported
+
+    return Gate()
+
+
+@pytest.fixture
+def start(gate: Any) -> Iterator[Any]:
+    """Starts engines behind the gate, and ends them."""
+    from serving_for_tests import engines
+
+    with engines(gate) as starting:
+        yield starting

@@ -62,10 +62,11 @@ def engines(gate: Gate) -> Iterator[Callable[..., Engine]]:
     """Starts engines behind a gate, by their settings, and ends them."""
     made: list[Engine] = []
 
-    def start(**settings: Any) -> Engine:
+    def start(observer: Observer | None = None, **settings: Any) -> Engine:
         generator = random_generator()
         gate(generator)
-        engine = Engine(generator, EngineSettings(**settings), observer=Observer(end=gate.note_end))
+        observer = observer or Observer(end=gate.note_end)
+        engine = Engine(generator, EngineSettings(**settings), observer=observer)
         engine.start()
         made.append(engine)
         return engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy
 import pytest
@@ -21,18 +21,7 @@ from nextscale.serve.order import (
     Refused,
     shown_stages,
 )
-from serving_for_tests import WAIT, Gate, all_updates, busy, engines, order
-
-
-@pytest.fixture
-def gate() -> Gate:
-    return Gate()
-
-
-@pytest.fixture
-def start(gate: Gate) -> Iterator[Callable[..., Engine]]:
-    with engines(gate) as starting:
-        yield starting
+from serving_for_tests import WAIT, Gate, all_updates, busy, order
 
 
 def test_pictures_are_those_of_the_generator(start: Callable[..., Engine]) -> None:

@@ -6,8 +6,7 @@ import gc
 import logging
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import numpy
 import pytest
@@ -18,46 +17,9 @@ from nextscale import Generator
 from nextscale.serve.engine import Engine, Observer
 from nextscale.serve.order import ALL, BatchFailed, EditOrder, Order, QueueFull, Refused
 from nextscale.serve.settings import EngineSettings
-from nextscale.serve.waiting import Waiting
-from serving_for_tests import WAIT, Gate
+from serving_for_tests import WAIT, Gate, busy, order
 
 TOO_HIGH = EditOrder(numpy.zeros((9, 8, 3), dtype=numpy.uint8), "variation")
-
-
-@pytest.fixture
-def gate() -> Gate:
-    return Gate()
-
-
-@pytest.fixture
-def start(gate: Gate) -> Iterator[Callable[..., Engine]]:
-    """Starts engines, and ends them."""
-    engines: list[Engine] = []
-
-    def start_one(observer: Observer | None = None, **settings: Any) -> Engine:
-        generator = random_generator()
-        gate(generator)
-        engine = Engine(generator, EngineSettings(**settings), observer=observer)
-        engine.start()
-        engines.append(engine)
-        return engine
-
-    yield start_one
-    gate.open.set()
-    for engine in engines:
-        engine.drain(WAIT)
-
-
-def order(seed: int, **changes: Any) -> Order:
-    return Order((1,), (seed,), **changes)
-
-
-def busy(engine: Engine, gate: Gate) -> Waiting:
-    """An order that is being made, and stays so until the gate opens."""
-    gate.shut()
-    first = engine.submit(order(0))
-    assert gate.reached.wait(WAIT)
-    return first
 
 
 def test_those_who_left_do_not_pile_up_behind_a_batch(start: Callable[..., Engine], gate: Gate) -> None:

@@ -25,18 +25,7 @@ from nextscale.serve.order import (
     OrderError,
     Update,
 )
-from serving_for_tests import WAIT, Gate, all_updates, busy, engines, order
-
-
-@pytest.fixture
-def gate() -> Gate:
-    return Gate()
-
-
-@pytest.fixture
-def start(gate: Gate) -> Iterator[Callable[..., Engine]]:
-    with engines(gate) as starting:
-        yield starting
+from serving_for_tests import WAIT, Gate, all_updates, busy, order
 
 
 def test_a_failing_batch_fails_its_orders_alone(

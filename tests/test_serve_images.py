@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -111,6 +112,21 @@ def test_edits(client: openai.OpenAI, generator: Generator) -> None:
     edited = pixels((answer.data or [])[0].b64_json)
     assert numpy.array_equal(edited, expected.images[0])
     assert numpy.array_equal(edited[:, 4:], image[:, 4:]) and not numpy.array_equal(edited, image)
+
+
+def test_a_picture_and_its_mask_are_turned_alike(client: openai.OpenAI, generator: Generator) -> None:
+    image = Image.fromarray(generator(["ship"], seeds=[8]).images[0])
+    turned = Image.Exif()
+    turned[0x0112] = 6  # shown a quarter turn clockwise
+    files = []
+    for picture in (image, mask_with_hole()):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG", exif=turned)
+        files.append(("a.png", buffer.getvalue(), "image/png"))
+    answer = client.images.edit(image=files[0], mask=files[1], prompt="frog", extra_body={"seed": 2})
+    edited, upright = pixels((answer.data or [])[0].b64_json), numpy.rot90(numpy.asarray(image), -1)
+    changed = (edited != upright).any(axis=2)
+    assert changed[:4].any() and not changed[4:].any(), "the left columns came to lie at the top"
 
 
 def test_edits_stream_and_take_a_list(client: openai.OpenAI, generator: Generator) -> None:

@@ -13,6 +13,8 @@ import pytest
 
 from models_for_tests import model_settings, random_generator
 from nextscale import Generator
+from nextscale.generate.settings import EditSettings, SamplingSettings
+from nextscale.serve.schema import Edited, Sampled
 from serving_for_tests import WAIT, Running, form, mask_with_hole, pixels, png, running
 
 
@@ -115,6 +117,11 @@ def test_other_families_are_served_too() -> None:
         files = {"image": png(expected.images[0])}
         status, text = send(server, "/api/edit", *form({"label": "frog"}, files))
         assert (status == 400 or events(text)[-1][0] == "error") and "use a next_scale model" in text
+
+
+def test_every_setting_can_be_asked_for() -> None:
+    assert set(SamplingSettings.model_fields) <= set(Sampled.model_fields)
+    assert set(EditSettings.model_fields) <= set(Edited.model_fields)
 
 
 def test_the_document_names_all_that_can_be_asked(server: Running) -> None:

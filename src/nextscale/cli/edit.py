@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale import checkpoint
-from nextscale.cli.edit_inputs import given_pixels, mask_from_file, read_picture
+from nextscale.cli.edit_inputs import mask_from_file, read_picture
 from nextscale.cli.output import check_new_folder
 from nextscale.cli.rejection import fitting_classifier
 from nextscale.cli.sample import sampling_options
+from nextscale.data.transforms import fit_to_task
 from nextscale.distributed import choose_device
 from nextscale.evaluate.likelihood import image_bits
 from nextscale.generate.editing import box_mask
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     keep = None if box is None else box_mask(box, size)
     if options.mask is not None:
         keep = mask_from_file(options.mask, image, size, image_path=options.image)
-    given = given_pixels(image, options.task, size)
+    given = fit_to_task(image, options.task, size)
     edit = {
         "from_scale": options.from_scale, "feather": options.feather, "share": options.share,
         "hide": None if options.hole is None else options.hole == "hidden",

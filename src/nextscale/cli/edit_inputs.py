@@ -44,20 +44,3 @@ def mask_from_file(path: str, image: Image.Image, size: tuple[int, int], *, imag
         raise ValueError(f"--mask {path} is black all over: make white what shall be generated")
     keep: numpy.ndarray = (255 - white.astype(numpy.float32)) / 255
     return keep
-
-
-def given_pixels(image: Image.Image, task: str, size: tuple[int, int]) -> numpy.ndarray:
-    """The image as the task wants it, uint8 (H, W, 3): whole, a small one of the model's proportions, or of
-    the model's size. Raises ValueError for one that is not small.
-    """
-    if task == "outpaint":
-        return numpy.asarray(image)
-    if task == "upscale":
-        share = min(image.height / size[0], image.width / size[1])
-        if share >= 1:
-            raise ValueError(
-                f"--task upscale needs an image smaller than the model's {size[1]} x {size[0]} pixels, "
-                f"given {image.width} x {image.height}"
-            )
-        size = max(1, round(size[0] * share)), max(1, round(size[1] * share))
-    return resize_and_crop(image, size)

@@ -10,7 +10,8 @@ import numpy
 import torch
 
 from nextscale import __version__
-from nextscale.cli.edit_inputs import given_pixels, mask_from_file, read_picture
+from nextscale.cli.edit_inputs import mask_from_file, read_picture
+from nextscale.data.transforms import fit_to_task
 from nextscale.distributed import choose_device
 from nextscale.generate.folder import model_digest
 from nextscale.generate.generator import Generator
@@ -70,4 +71,4 @@ def _inputs(
     mask = None
     if options.mask:
         mask = mask_from_file(options.mask, image, size, image_path=options.image)
-    return given_pixels(image, record.edit.task, size), mask
+    return fit_to_task(image, record.edit.task, size), mask

@@ -99,3 +99,28 @@ def resize_and_crop(
     top = round((image.height - height) * place[0])
     left = round((image.width - width) * place[1])
     return numpy.asarray(image.crop((left, top, left + width, top + height)))
+
+
+def fit_to_task(image: Image.Image, task: str, size: tuple[int, int]) -> numpy.ndarray:
+    """An image as a task of editing wants it, uint8 (H, W, 3): whole for outpaint, small and of the model's
+    proportions for upscale, of the model's size otherwise.
+
+    Args:
+        image: RGB.
+        task: of `nextscale.generate.settings.Task`.
+        size: (H, W) of the model.
+
+    Raises:
+        ValueError: one for upscale that is not small.
+    """
+    if task == "outpaint":
+        return numpy.asarray(image)
+    if task == "upscale":
+        share = min(image.height / size[0], image.width / size[1])
+        if share >= 1:
+            raise ValueError(
+                f"task upscale needs an image smaller than the model's {size[1]} x {size[0]} pixels, "
+                f"given {image.width} x {image.height}"
+            )
+        size = max(1, round(size[0] * share)), max(1, round(size[1] * share))
+    return resize_and_crop(image, size)

@@ -11,7 +11,7 @@ which also keeps scales of at most three cells whole.
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import Any, NamedTuple, TypeAlias, cast, get_args
 
 import numpy
 import torch
@@ -22,13 +22,11 @@ from torch import Tensor
 
 from nextscale.generate.compositing import agree_with_small, fill_hole, paste, place_on_canvas
 from nextscale.generate.request import Forced, Sampling
-from nextscale.generate.settings import EditSettings
+from nextscale.generate.settings import EditSettings, Task
 from nextscale.pixels import to_model
 from nextscale.scales import ScaleSchedule
 from nextscale.tokenizer.model import Tokenizer
 
-#: What an edit is for.
-Task: TypeAlias = Literal["inpaint", "outpaint", "replace", "variation", "upscale"]
 #: An RGB picture, uint8 (H, W, 3) or (B, H, W, 3), or float (3, H, W) or (B, 3, H, W) in [-1, 1].
 Picture: TypeAlias = Image.Image | numpy.ndarray | Tensor
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nextscale.generate.card import CardSettings
 from nextscale.generate.diffusion import step_by_step
-from nextscale.generate.editing import Edit, Editing, Picture, Task, prepare_edit, split_settings
+from nextscale.generate.editing import Edit, Editing, Picture, prepare_edit, split_settings
 from nextscale.generate.folder import Prior, load_prior, load_tokenizer, read_settings, save_model
 from nextscale.generate.hub import Push, push_folder
 from nextscale.generate.next_scale import scale_by_scale
@@ -26,7 +26,7 @@ from nextscale.generate.next_token import token_by_token
 from nextscale.generate.precision import Dtype, choose_dtype, speed_up_prior, speed_up_tokenizer
 from nextscale.generate.request import Label, Request, Sampling, build_request
 from nextscale.generate.result import Preview, Result
-from nextscale.generate.settings import ModelSettings
+from nextscale.generate.settings import ModelSettings, Task
 from nextscale.models import find_model
 from nextscale.pixels import to_uint8
 from nextscale.prior.next_scale import NextScalePrior

@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nextscale import __version__, checkpoint
-from nextscale.generate.settings import EditSettings, SamplingSettings
+from nextscale.generate.settings import EditSettings, SamplingSettings, Task
 
 #: The keyword of the text in the PNG file.
 KEYWORD = "nextscale"
@@ -33,7 +33,7 @@ class EditRecord(BaseModel):
     """What an edit was given besides what a sample is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    task: Literal["inpaint", "outpaint", "replace", "variation", "upscale"]
+    task: Task
     settings: EditSettings = Field(
         EditSettings(), description="those that were given; the rest is the task's own"
     )

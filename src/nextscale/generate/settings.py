@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -18,6 +18,8 @@ _KNOWN = {
     "diffusion": ("guidance", *_OF_DIFFUSION),
 }
 
+#: What an edit is for.
+Task: TypeAlias = Literal["inpaint", "outpaint", "replace", "variation", "upscale"]
 #: Steps of diffusion where none are given.
 DEFAULT_STEPS = {"ddim": 50, "ddpm": 250}
 

@@ -10,24 +10,22 @@ import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy
 from fastapi import APIRouter, Depends, Form, UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nextscale.serve.errors import ApiError, of_order
-from nextscale.serve.events import event, failure, finished, streamed
-from nextscale.serve.order import EditOrder, Order, OrderError, Update
+from nextscale.serve.errors import ApiError
+from nextscale.serve.events import Stream, event, finished
+from nextscale.serve.order import EditOrder, Order, Update
 from nextscale.serve.orders import edit_order, encoded, label_of, name_of_label, sampling_of, seeds_from
 from nextscale.serve.schema import Edit, Generation, Model, Models, Picture, Pictures, Usage
 from nextscale.serve.service import Service, service_of
-from nextscale.serve.waiting import Waiting
 
 router = APIRouter(prefix="/v1", tags=["Images API"])
 Served = Annotated[Service, Depends(service_of)]
-_Kind = Literal["image_generation", "image_edit"]
 
 
 @router.get("/models", response_model=Models)
@@ -46,12 +44,14 @@ async def get_model(name: str, service: Served) -> Model:
 @router.post("/images/generations", response_model=Pictures)
 async def generate(body: Generation, request: Request, service: Served) -> Any:
     """Pictures of a class; with ``stream`` as events."""
+    _check(body, service)
     return await _answer(body, None, request, service)
 
 
 @router.post("/images/edits", response_model=Pictures)
 async def edit(body: Annotated[Edit, Form()], request: Request, service: Served) -> Any:
     """Pictures of which some part is that of a given one; with ``stream`` as events."""
+    _check(body, service)
     uploads = [upload for upload in (body.image, *(body.images or [])) if upload is not None]
     if len(uploads) != 1:
         message = f"{len(uploads)} images: expected one, as image or image[]"
@@ -65,18 +65,17 @@ async def read_edit(
 ) -> EditOrder:  # fmt: skip
     """What of an uploaded picture stays. Raises ApiError."""
     content, transparent = await image.read(), await mask.read() if mask is not None else None
+    most = service.settings.max_pixels
     try:
         return await asyncio.to_thread(
-            edit_order, body, content, transparent, service.engine.generator.settings,
-            max_pixels=service.settings.max_pixels,
+            edit_order, body, content, transparent, service.size, max_pixels=most
         )  # fmt: skip
     except ValueError as error:
         raise ApiError(400, str(error), code="invalid_image", param="image") from error
 
 
-async def _answer(
-    body: Generation | Edit, wanted: EditOrder | None, request: Request, service: Service
-) -> Any:  # fmt: skip
+def _check(body: Generation | Edit, service: Service) -> None:
+    """Refuse what can be refused before a picture is decoded. Raises ApiError."""
     _check_model(body.model, service)
     _check_size(body.size, service)
     if body.output_compression is not None and (body.output_format or "png") == "png":
@@ -85,9 +84,13 @@ async def _answer(
     if body.partial_images is not None and not body.stream:
         message = "partial_images would have no effect without stream: leave it out, or set stream"
         raise ApiError(400, message, code="invalid_value", param="partial_images")
-    count = body.n or 1
-    service.check_count(count)
-    names = service.engine.generator.class_names
+    service.check_count(body.n or 1)
+
+
+async def _answer(
+    body: Generation | Edit, wanted: EditOrder | None, request: Request, service: Service
+) -> Any:  # fmt: skip
+    count, names = body.n or 1, service.engine.generator.class_names
     order = Order(
         labels=(label_of(body.prompt, names),) * count, seeds=seeds_from(body.seed, count),
         sampling=sampling_of(body), edit=wanted, previews=body.partial_images or 0,
@@ -95,12 +98,8 @@ async def _answer(
     )  # fmt: skip
     ticket = service.submit(order)
     if body.stream:
-        kind: _Kind = "image_generation" if wanted is None else "image_edit"
-        return streamed(_events(body, ticket, kind=kind, service=service))
-    try:
-        update = await finished(request, ticket)
-    except OrderError as error:
-        raise of_order(error) from error
+        return Stream(ticket, lambda update, number: _events(body, order, update, number, service))
+    update = await finished(request, ticket)
     pictures = await asyncio.to_thread(_encoded, update, body)
     prompt = name_of_label(order.labels[0], names)
     answer = Pictures(
@@ -116,31 +115,22 @@ async def _answer(
 
 
 async def _events(
-    body: Generation | Edit, ticket: Waiting, *, kind: _Kind, service: Service
+    body: Generation | Edit, order: Order, update: Update, number: int, service: Service
 ) -> AsyncIterator[bytes]:
-    """Previews, of which a slow reader misses some, then the end."""
+    """One event per picture."""
+    kind = "image_generation" if order.edit is None else "image_edit"
+    name = f"{kind}.completed" if update.finished else f"{kind}.partial_image"
     common = {
-        "background": "opaque", "output_format": body.output_format or "png", "quality": "auto",
-        "size": _size_of(service),
+        "type": name, "background": "opaque", "output_format": body.output_format or "png",
+        "quality": "auto", "size": _size_of(service), "created_at": int(time.time()), "scale": update.scale,
     }  # fmt: skip
-    number = 0
-    try:
-        async for update in ticket.updates():
-            fields = {**common, "created_at": int(time.time())}
-            texts = await asyncio.to_thread(_encoded, update, body)
-            for place, (text, seed) in enumerate(zip(texts, ticket.order.seeds, strict=True)):
-                one = {**fields, "b64_json": text, "image_index": place, "seed": seed, "scale": update.scale}
-                if update.finished:
-                    usage = _usage(ticket.order, service).model_dump()
-                    yield event(f"{kind}.completed", {"type": f"{kind}.completed", **one, "usage": usage})
-                else:
-                    name = f"{kind}.partial_image"
-                    yield event(name, {"type": name, **one, "partial_image_index": number})
-            number += 1
-    except OrderError as error:
-        yield failure(of_order(error))
-    finally:
-        ticket.cancel()  # of no effect on one that ended
+    if update.finished:
+        common["usage"] = _usage(order, service).model_dump()
+    else:
+        common["partial_image_index"] = number
+    texts = await asyncio.to_thread(_encoded, update, body)
+    for place, (text, seed) in enumerate(zip(texts, order.seeds, strict=True)):
+        yield event(name, {**common, "b64_json": text, "image_index": place, "seed": seed})
 
 
 def _encoded(update: Update, body: Generation | Edit) -> list[str]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Depends, Form
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from nextscale.serve.errors import ApiError, of_order
-from nextscale.serve.events import event, failure, finished, streamed
+from nextscale.generate.settings import Task
+from nextscale.serve.errors import ApiError
+from nextscale.serve.events import Stream, event, finished
 from nextscale.serve.images_api import as_text, read_edit
-from nextscale.serve.order import ALL, Order, OrderError, Update
+from nextscale.serve.order import ALL, Order, Update
 from nextscale.serve.orders import label_of, sampling_of, seeds_from
 from nextscale.serve.schema import ModelCard, NativeEdit, NativeGeneration
 from nextscale.serve.service import Service, service_of
@@ -32,7 +33,7 @@ async def model(service: Served) -> ModelCard:
     return ModelCard(
         name=service.name, kind=kind, class_names=list(generator.class_names), height=height, width=width,
         scales=[list(size) for size in settings.schedule.sizes], sampling=generator.sampling({}),
-        tasks=["inpaint", "outpaint", "replace", "variation", "upscale"] if kind == "next_scale" else [],
+        tasks=list(get_args(Task)) if kind == "next_scale" else [],
         dtype=str(generator.dtype).removeprefix("torch."),
         max_images=min(service.settings.max_images, service.engine.settings.max_batch),
     )  # fmt: skip
@@ -73,22 +74,12 @@ async def edit(body: Annotated[NativeEdit, Form()], request: Request, service: S
 async def _answer(order: Order, request: Request, service: Service) -> Any:
     ticket = service.submit(order)
     if order.previews:
-        return streamed(_events(ticket))
-    try:
-        update = await finished(request, ticket)
-    except OrderError as error:
-        raise of_order(error) from error
-    return JSONResponse(await _fields(update, ticket))
+        return Stream(ticket, lambda update, _: _events(update, ticket))
+    return JSONResponse(await _fields(await finished(request, ticket), ticket))
 
 
-async def _events(ticket: Waiting) -> AsyncIterator[bytes]:
-    try:
-        async for update in ticket.updates():
-            yield event("finished" if update.finished else "preview", await _fields(update, ticket))
-    except OrderError as error:
-        yield failure(of_order(error))
-    finally:
-        ticket.cancel()  # of no effect on one that ended
+async def _events(update: Update, ticket: Waiting) -> AsyncIterator[bytes]:
+    yield event("finished" if update.finished else "preview", await _fields(update, ticket))
 
 
 async def _fields(update: Update, ticket: Waiting) -> dict[str, Any]:

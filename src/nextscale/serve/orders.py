@@ -12,8 +12,8 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from nextscale.data.transforms import resize_and_crop
-from nextscale.generate.settings import ModelSettings
+from nextscale.data.transforms import fit_to_task
+from nextscale.generate.request import resolve_label
 from nextscale.serve.errors import ApiError
 from nextscale.serve.order import EditOrder
 from nextscale.serve.schema import Edited, Sampled
@@ -33,11 +33,8 @@ def label_of(prompt: str, class_names: tuple[str, ...]) -> int | str | None:
 
 def name_of_label(label: int | str | None, class_names: tuple[str, ...]) -> str:
     """For people: the name of a class that was given by name or number."""
-    if label is None:
-        return "none"
-    if isinstance(label, str) and label in class_names:
-        return label
-    return class_names[int(label)] if class_names else str(label)
+    number = resolve_label(label, class_names)
+    return class_names[number] if number < len(class_names) else "none"
 
 
 def sampling_of(given: Sampled) -> dict[str, Any]:
@@ -52,14 +49,20 @@ def seeds_from(seed: int | None, count: int) -> tuple[int, ...]:
 
 
 def edit_order(
-    given: Edited, content: bytes, mask: bytes | None, model: ModelSettings, *, max_pixels: int
+    given: Edited, content: bytes, mask: bytes | None, size: tuple[int, int], *, max_pixels: int
 ) -> EditOrder:
     """What of an uploaded picture stays.
+
+    Args:
+        given: task and settings.
+        content: of the picture's file.
+        mask: of the mask's file.
+        size: (H, W) of the model.
+        max_pixels: that an upload may have.
 
     Raises:
         ValueError: a picture or mask that cannot be read or does not fit.
     """
-    size = _pixels(model)
     picture = read_picture(content, "image", max_pixels=max_pixels)
     small = picture.height < size[0] and picture.width < size[1]
     task = given.task or ("inpaint" if mask is not None else "upscale" if small else "variation")
@@ -69,24 +72,7 @@ def edit_order(
     settings = {name: value for name in _EDITING if (value := getattr(given, name)) is not None}
     if given.place is not None:
         settings["place"] = _place(given.place)
-    return EditOrder(as_wanted(picture, task, size), task, keep, settings)
-
-
-def _pixels(model: ModelSettings) -> tuple[int, int]:
-    rows, columns = model.schedule.latent_size
-    reduction = model.tokenizer.autoencoder.reduction
-    return rows * reduction, columns * reduction
-
-
-def as_wanted(picture: Image.Image, task: str, size: tuple[int, int]) -> numpy.ndarray:
-    """Whole for outpaint, small and of the model's proportions for upscale, of the model's size otherwise."""
-    if task == "outpaint":
-        return numpy.asarray(picture)
-    if task == "upscale":
-        share = min(picture.height / size[0], picture.width / size[1])
-        if share < 1:
-            size = max(1, round(size[0] * share)), max(1, round(size[1] * share))
-    return resize_and_crop(picture, size)
+    return EditOrder(fit_to_task(picture, task, size), task, keep, settings)
 
 
 def _place(text: str) -> tuple[float, float]:

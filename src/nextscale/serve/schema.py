@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from nextscale.generate.settings import Task
+
 Format = Literal["png", "jpeg", "webp"]
-Task = Literal["inpaint", "outpaint", "replace", "variation", "upscale"]
 _Prompt = Annotated[str, StringConstraints(max_length=1000)]
 _Ignored = Annotated[str, StringConstraints(max_length=1000)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]

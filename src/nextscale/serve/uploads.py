@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 
 import numpy
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nextscale.data.sources.base import BadImageError
 from nextscale.data.transforms import decode_image, resize_and_crop
@@ -48,7 +48,7 @@ def read_mask(
     _check_size(content, "mask", max_pixels)
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
-            opaque = opened.convert("RGBA").getchannel("A")
+            opaque = ImageOps.exif_transpose(opened).convert("RGBA").getchannel("A")  # as its picture is
     except Exception as error:  # Pillow raises many kinds for damaged files
         raise ValueError(f"mask cannot be read: {error}") from error
     if opaque.size != picture.size:

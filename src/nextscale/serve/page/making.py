@@ -15,11 +15,11 @@ import gradio
 import numpy
 from PIL import Image
 
-from nextscale.data.transforms import resize_and_crop
+from nextscale.data.transforms import fit_to_task, resize_and_crop
 from nextscale.pixels import enlarge
 from nextscale.serve.engine import Engine
 from nextscale.serve.order import ALL, Order, OrderError, Ticket, Update
-from nextscale.serve.orders import as_wanted, name_of_label, seeds_from
+from nextscale.serve.orders import name_of_label, seeds_from
 from nextscale.serve.page.fields import NO_CLASS
 
 #: Pictures of one session that are remembered.
@@ -140,7 +140,7 @@ def on_canvas(picture: Image.Image, engine: Engine, task: str) -> tuple[numpy.nd
     few = pixels[::factor, ::factor]
     if few.shape[:2] == size and numpy.array_equal(enlarge(few[None], factor)[0], pixels):
         picture = Image.fromarray(few)  # a canvas that comes back from the browser
-    small = as_wanted(picture.convert("RGB"), task, size)
+    small = fit_to_task(picture.convert("RGB"), task, size)
     return small, enlarge(small[None], factor)[0]
 
 
