@@ -56,5 +56,5 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/uv
 	touch $@
 
 $(VENV)/.development: pyproject.toml constraints.txt | $(BIN)/uv
-	$(UV_INSTALL) --editable '.[dev,train,eval,bench,datasets,export,hub,serve,demo,ray]'
+	$(UV_INSTALL) --editable '.[dev,train,eval,bench,datasets,export,hub,serve,demo,ray,sign]'
 	touch $(VENV)/.core $@

@@ -177,7 +177,7 @@ def test_what_is_no_run_or_has_no_ledger(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _verify(capsys, tmp_path) == (
-        2, f"nextscale: {tmp_path} is no run of nextscale: give the folder that train wrote (--out)\n"
+        2, f"nextscale: {tmp_path} is neither a run of nextscale nor a model folder\n"
     )  # fmt: skip
     run = tiny_run("prior", home, num_steps=1)
     run = run.model_copy(update={"ledger": run.ledger.model_copy(update={"enabled": False})})

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo import mutation_guard
 
 import nextscale
 from nextscale.generate import guidance
@@ -237,3 +238,21 @@ print(*found)
     assert done.stdout.startswith("nextscale.train.schedules.learning_rate is not what its source"), (
         done.stdout
     )
+
+
+def test_what_the_compiler_wraps_is_no_alarm_and_what_others_wrap_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile replaces `Module.__init__` when it first compiles, in the middle of a run."""
+    own = {name: vars(nn.Module)[name] for name in ("__init__", "__setstate__")}
+    for name, value in own.items():
+        monkeypatch.setattr(nn.Module, name, value)  # to be put back afterwards
+    monkeypatch.setattr(nn.Module, "___needs_generation_tag_patch", True, raising=False)
+    watch = Watch()
+    mutation_guard.install_generation_tagging_init()
+    assert nn.Module.__init__ is not own["__init__"]
+    assert watch.changed() == [] and watch.changed() == []
+
+    def wrapped(self: nn.Module, *given: object, **more: object) -> None:
+        own["__init__"](self, *given, **more)
+
+    monkeypatch.setattr(nn.Module, "__init__", wrapped)
+    assert watch.changed() == ["torch.nn.modules.module.Module.__init__"]

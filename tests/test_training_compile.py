@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,29 @@ def test_a_compiled_run_is_the_same_up_to_rounding(kind: str, tmp_path: Path) ->
         checkpoint.read_tensors(tmp_path / name / "model/prior.safetensors") for name in ("eager", "compiled")
     )
     assert largest_difference(first, second) < 1e-3
+
+
+_WATCHED = """
+import sys
+from pathlib import Path
+from runs_for_tests import make_home, tiny_run, train_quietly
+home = make_home(Path(sys.argv[1]))
+run = tiny_run("prior", home).model_copy(update={"compile": True})
+ledger = run.ledger.model_copy(update={"fingerprint": True, "recheck_every": 3})
+train_quietly(run.model_copy(update={"ledger": ledger}), home / "run", curves=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="on CPUs, torch compiles with g++")
+def test_the_compiler_is_no_false_alarm_while_a_run_is_watched(tmp_path: Path) -> None:
+    """In a process of its own: what torch.compile changes at its first use, it changes once."""
+    done = subprocess.run(
+        [sys.executable, "-c", _WATCHED, str(tmp_path)], cwd=Path(__file__).parent, capture_output=True,
+        text=True, timeout=250, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "model" / "prior.safetensors").exists()
 
 
 def test_compiling_with_slices_is_refused(tmp_path: Path) -> None:

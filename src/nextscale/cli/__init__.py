@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     given = list(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser.parse_known_args(given)
-    if rest and options.command not in ("train", "scaling", "compare"):  # these take settings
+    if rest and options.command not in ("train", "approve", "scaling", "compare"):  # these take settings
         parser.refuse_unknown(options.command, rest)
     try:
         code = options.run(options, rest)

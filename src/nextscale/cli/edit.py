@@ -16,9 +16,8 @@ from nextscale import checkpoint
 from nextscale.cli.edit_inputs import mask_from_file, read_picture
 from nextscale.cli.output import check_new_folder
 from nextscale.cli.rejection import fitting_classifier
-from nextscale.cli.sample import sampling_options
+from nextscale.cli.sample import load_model, sampling_options
 from nextscale.data.transforms import fit_to_task
-from nextscale.distributed import choose_device
 from nextscale.evaluate.likelihood import image_bits
 from nextscale.generate.editing import box_mask
 from nextscale.generate.folder import model_digest
@@ -46,7 +45,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     out = Path(options.out)
     check_new_folder(out)
     _check(options)
-    generator = Generator.load(options.model, device=choose_device(options.device), dtype=options.dtype)
+    generator = load_model(options)
     label: Label = None
     if options.label != "none":
         label = resolve_label(options.label, generator.class_names)

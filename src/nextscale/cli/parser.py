@@ -10,7 +10,12 @@ from nextscale.cli.arguments import Parser
 from nextscale.cli.bench_options import add_bench_options
 from nextscale.cli.edit_options import add_edit_options, add_reproduce_options
 from nextscale.cli.export_options import add_export_options
-from nextscale.cli.integrity_options import add_verify_options
+from nextscale.cli.integrity_options import (
+    add_approve_options,
+    add_sign_options,
+    add_verify_options,
+    add_verify_with,
+)
 from nextscale.cli.publish_options import add_publish_options
 from nextscale.cli.sample_options import add_sample_options, add_sampling_options
 from nextscale.cli.scoring_options import (
@@ -58,7 +63,7 @@ def build_parser() -> Parser:
         _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_edit, _add_reproduce,
         _add_reconstruct, _add_convert, _add_export, _add_publish, _add_evaluate, _add_statistics,
         _add_likelihood, _add_neighbours, _add_scaling, _add_compare, _add_bench, _add_serve,
-        _add_verify,
+        _add_sign, _add_verify, _add_approve,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -103,6 +108,8 @@ def _add_train(add: AddCommand) -> None:
         help="list all settings, take a few steps in memory, say what the run will take, and stop",
     )  # fmt: skip
     train.add_argument("--quiet", action="store_true", help="no progress bar")
+    train.add_argument("--policy", help="file that says whose approval the run needs (ledger.policy)")
+    train.add_argument("--approval", help="file of nextscale approve (ledger.approval)")
     train.epilog = (
         "Every setting of the recipe can be given as --a.b.c VALUE, for example --data.source my-pictures."
     )
@@ -115,12 +122,15 @@ def _add_tokenize(add: AddCommand) -> None:
 
 
 def _add_sample(add: AddCommand) -> None:
-    add_sample_options(add("sample", "Make images.", "sample"))
+    sample = add("sample", "Make images.", "sample")
+    add_sample_options(sample)
+    add_verify_with(sample)
 
 
 def _add_edit(add: AddCommand) -> None:
     edit = add("edit", "Make a part of an image anew, its surroundings, a variation, or it larger.", "edit")
     add_edit_options(edit)
+    add_verify_with(edit)
     add_sampling_options(edit)
 
 
@@ -217,10 +227,22 @@ def _add_bench(add: AddCommand) -> None:
 
 
 def _add_serve(add: AddCommand) -> None:
-    add_serve_options(add("serve", "Answer requests for pictures over HTTP.", "serve"))
+    serve = add("serve", "Answer requests for pictures over HTTP.", "serve")
+    add_serve_options(serve)
+    add_verify_with(serve)
+
+
+def _add_sign(add: AddCommand) -> None:
+    add_sign_options(add("sign", "Sign a model folder, so that others can see who made it.", "sign"))
+
+
+def _add_approve(add: AddCommand) -> None:
+    add_approve_options(
+        add("approve", "Sign what a training is going to do, for a policy that asks for it.", "approve")
+    )
 
 
 def _add_verify(add: AddCommand) -> None:
     add_verify_options(
-        add("verify", "Hold a run's folder against its ledger: was anything changed?", "verify")
+        add("verify", "Hold a run against its ledger, or a model against its signature.", "verify")
     )

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     check_new_folder(out)
     if out.suffix == ".npz" and (options.png or options.npz):
         raise ValueError(f"--out {out} is one file of all images: leave out --png and --npz")
-    generator = Generator.load(options.model, device=choose_device(options.device), dtype=options.dtype)
+    generator = load_model(options)
     labels, seeds = wanted(options, generator.class_names)
     given, rejection = sampling_options(options), None
     batches: Iterable[numpy.ndarray]
@@ -60,6 +60,14 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     with checkpoint.new_folder(out) as place:
         _write(place, images, labels, generator, options, record)
     print(f"{len(images)} images{drawn}: {out / 'grid.png'}")
+
+
+def load_model(options: argparse.Namespace) -> Generator:
+    """The model that was typed, signed by whom was asked for."""
+    return Generator.load(
+        options.model, device=choose_device(options.device), dtype=options.dtype,
+        verify_with=options.verify_with,
+    )  # fmt: skip
 
 
 def wanted(options: argparse.Namespace, class_names: Sequence[str]) -> tuple[list[Label], list[int]]:

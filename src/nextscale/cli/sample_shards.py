@@ -17,7 +17,7 @@ from nextscale.export.shards import ShardPlan, write_shards
 from nextscale.generate.folder import model_digest
 from nextscale.generate.generator import Generator
 from nextscale.generate.request import Sampling, build_request
-from nextscale.models import find_model
+from nextscale.integrity.signatures import find_trusted_model
 from nextscale.rng import check_seeds
 from nextscale.train.run_folder import claimed_by_first
 from nextscale.train.stopping import Stopped, stop_requests
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     out = Path(options.out)
     with joined(options.device) as ranks, one_voice(ranks):
         with ranks.together():
-            home = find_model(options.model)
+            home = find_trusted_model(options.model, options.verify_with)
             generator = Generator.load(home, device=ranks.device, dtype=options.dtype)
             labels, seeds = wanted(options, generator.class_names)
             plan = ShardPlan(

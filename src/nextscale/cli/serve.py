@@ -50,11 +50,9 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         if options.ray:
             return _run_replicas(options, name, engine=engine, server=server, say=say)
         from nextscale.serve.running import build_app, run_server
-    from nextscale.distributed import choose_device
-    from nextscale.generate.generator import Generator
+    from nextscale.cli.sample import load_model
 
-    generator = Generator.load(options.model, device=choose_device(options.device), dtype=options.dtype)
-    run_server(build_app(generator, name, engine=engine, server=server), server, say=say)
+    run_server(build_app(load_model(options), name, engine=engine, server=server), server, say=say)
     return None
 
 
@@ -63,13 +61,15 @@ def _run_replicas(
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
     from nextscale.distributed import choose_device
-    from nextscale.models import find_model
+    from nextscale.integrity.signatures import find_trusted_model
     from nextscale.serve.replicas import Served, run_replicas
 
     replicas = num_replicas(options.replicas)
     device = str(choose_device(options.device))
-    model = str(find_model(options.model))  # complains here rather than in every replica
-    served = Served(model, name, device, options.dtype, engine, server)
+    model = str(
+        find_trusted_model(options.model, options.verify_with)
+    )  # complains here rather than in every replica
+    served = Served(model, name, device, options.dtype, engine, server, options.verify_with)
     run_replicas(served, replicas, say=say)
 
 

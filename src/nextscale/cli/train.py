@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -15,11 +16,7 @@ from nextscale.recipes import STAGES, read_recipe
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Train one stage of a recipe."""
-    stage = STAGES[options.stage]
-    tree = merge(read_recipe(options.recipe, options.stage), parse_overrides(rest, stage))
-    settings = build(
-        stage, tree, source=f"{options.recipe} with the given settings" if rest else options.recipe
-    )
+    settings = settings_of(options, rest, policy=options.policy, approval=options.approval)
     if options.settings:
         _print_settings(settings)
         return
@@ -39,7 +36,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from nextscale.train.run import train_run
     from nextscale.train.stopping import Stopped
 
-    folder = Path(options.out or f"runs/{Path(options.recipe).stem}-{options.stage}")
+    folder = folder_of(options)
     show = not options.quiet and sys.stderr.isatty()
     with joined(options.device) as ranks, one_voice(ranks):
         try:
@@ -51,6 +48,27 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         if ranks.is_first:
             print("  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
             print(f"model: {folder / 'model'}   curves: {folder / 'curves.png'}")
+
+
+def settings_of(options: argparse.Namespace, rest: Sequence[str], **ledger: str | None) -> Any:
+    """The settings of a run that was typed: those of the recipe, and those given one by one.
+
+    Args:
+        options: with recipe and stage.
+        rest: settings as ``--a.b.c VALUE``.
+        ledger: settings of the ledger that have options of their own.
+    """
+    stage = STAGES[options.stage]
+    tree = merge(read_recipe(options.recipe, options.stage), parse_overrides(rest, stage))
+    given = {name: value for name, value in ledger.items() if value is not None}
+    tree = merge(tree, {"ledger": given}) if given else tree
+    source = f"{options.recipe} with the given settings" if rest or given else options.recipe
+    return build(stage, tree, source=source)
+
+
+def folder_of(options: argparse.Namespace) -> Path:
+    """Where a run goes."""
+    return Path(options.out or f"runs/{Path(options.recipe).stem}-{options.stage}")
 
 
 def _print_settings(settings: BaseModel) -> None:

@@ -102,8 +102,9 @@ def resize_and_crop(
 
 
 def fit_to_task(image: Image.Image, task: str, size: tuple[int, int]) -> numpy.ndarray:
-    """An image as a task of editing wants it, uint8 (H, W, 3): whole for outpaint, small and of the model's
-    proportions for upscale, of the model's size otherwise.
+    """An image as a task of editing wants it, uint8 (H, W, 3): whole for outpaint, but shrunk to twice the
+    model's sides at most (it takes a part of the canvas only); small and of the model's proportions for
+    upscale; of the model's size otherwise.
 
     Args:
         image: RGB.
@@ -114,6 +115,8 @@ def fit_to_task(image: Image.Image, task: str, size: tuple[int, int]) -> numpy.n
         ValueError: one for upscale that is not small.
     """
     if task == "outpaint":
+        image = image.copy()
+        image.thumbnail((2 * size[1], 2 * size[0]), Image.Resampling.LANCZOS)
         return numpy.asarray(image)
     if task == "upscale":
         share = min(image.height / size[0], image.width / size[1])

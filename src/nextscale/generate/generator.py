@@ -27,7 +27,7 @@ from nextscale.generate.precision import Dtype, choose_dtype, speed_up_prior, sp
 from nextscale.generate.request import Label, Request, Sampling, build_request
 from nextscale.generate.result import Preview, Result
 from nextscale.generate.settings import ModelSettings, Task
-from nextscale.models import find_model
+from nextscale.integrity.signatures import find_trusted_model
 from nextscale.pixels import to_uint8
 from nextscale.prior.next_scale import NextScalePrior
 from nextscale.prior.next_token import NextTokenPrior
@@ -60,30 +60,31 @@ class Generator:
 
     @classmethod
     def load(
-        cls, model: str | Path, *, device: str | torch.device = "cpu", dtype: Dtype = "float32"
-    ) -> Generator:
+        cls, model: str | Path, *, device: str | torch.device = "cpu", dtype: Dtype = "float32",
+        verify_with: str | Path = "",
+    ) -> Generator:  # fmt: skip
         """Load a model: a folder, a bundled name, or one of the Hugging Face hub, in this order.
 
         Args:
             model: its folder or name, or ``[hub:]owner/name[@revision]``.
             device: of the weights.
             dtype: see `Generator`.
+            verify_with: who must have signed it: see `nextscale.integrity.signatures.check_signature`.
 
         Raises:
-            ValueError: no such model, or files that do not fit together.
+            ValueError: no such model, files that do not fit together, or that signature is not there.
         """
-        return cls.from_pretrained(model, device=device, dtype=dtype)
+        return cls.from_pretrained(model, device=device, dtype=dtype, verify_with=verify_with)
 
     @classmethod
     def from_pretrained(
         cls, model: str | Path, *, revision: str | None = None, token: str | bool | None = None,
         cache_dir: str | Path | None = None, local_files_only: bool = False,
-        device: str | torch.device = "cpu", dtype: Dtype = "float32",
+        device: str | torch.device = "cpu", dtype: Dtype = "float32", verify_with: str | Path = "",
     ) -> Generator:  # fmt: skip
         """As `load`, with what a model of the hub takes: see `nextscale.models.hub.fetch_model`."""
-        folder = find_model(
-            model, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-        )
+        hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        folder = find_trusted_model(model, verify_with, local_files_only=local_files_only, **hub)
         settings = read_settings(folder)
         stored = choose_dtype(dtype, device)
         prior = load_prior(folder, settings, dtype=stored).to(device) if settings.prior is not None else None

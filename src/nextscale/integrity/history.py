@@ -33,6 +33,7 @@ class History:
     wrong: set[str] = field(default_factory=set)  #: what it said of files that are not what was installed
     data: dict[str, dict[str, Any]] = field(default_factory=dict)  #: root and count of each set of images
     exports: dict[str, dict[str, Any]] = field(default_factory=dict)  #: newest record by name of the model
+    policy: str = ""  #: digest of the one that the run began under, or went on under last
     others: set[str] = field(default_factory=set)  #: ledgers whose place this one took with leave
     faults: list[str] = field(default_factory=list)  #: what contradicts, the first one first
     repeats: list[str] = field(default_factory=list)  #: steps that came out otherwise when taken again
@@ -60,6 +61,8 @@ class History:
             self.checkpoints[record["step"]] = record
         elif kind == "fingerprint":
             self.fingerprint, self.wrong = record["lines"], set(record["wrong"])
+        elif kind == "approved":
+            self.policy = record["policy"]
         elif kind == "data":
             self.data = record["sets"]
         elif kind == "export":

@@ -22,6 +22,16 @@ class LedgerSettings(BaseModel):
     data: bool = Field(
         True, description="read every image before the first step, and hold it against last time"
     )
+    verify_with: str = Field(
+        "",
+        description="who must have signed the model that the run starts from: a file with a public key or "
+        "certificates (PEM), or keyless:IDENTITY,ISSUER; empty: it need not be signed",
+    )
+    policy: str = Field(
+        "",
+        description="file that says whose approval a run needs; it starts with that alone; empty: nobody's",
+    )
+    approval: str = Field("", description="file of nextscale approve, with the signatures (policy)")
     accept: str = Field(
         "", description="go on in spite of the differences of this code, which the refusal names"
     )
@@ -31,6 +41,13 @@ class LedgerSettings(BaseModel):
         for name, value in (("anchor", self.anchor), ("accept", self.accept)):
             if value and not self.enabled:
                 raise ValueError(f"ledger.{name} {value} would have no effect with ledger.enabled false")
+        if bool(self.policy) != bool(self.approval):
+            raise ValueError("ledger.policy and ledger.approval belong together: give both, or none")
+        if self.policy and not (self.enabled and self.fingerprint and self.data):
+            raise ValueError(
+                f"ledger.policy {self.policy} needs ledger.enabled, ledger.fingerprint and ledger.data, "
+                "which an approval is about"
+            )
         default = LedgerSettings.model_fields["recheck_every"].default
         if self.recheck_every != default and not (self.enabled and self.fingerprint):
             raise ValueError(

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from types import BuiltinFunctionType, ModuleType
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple
+
+import torch
 
 from nextscale.integrity.memory import (
     Sources,
@@ -19,6 +22,8 @@ from nextscale.integrity.memory import (
     replaced_functions,
     watched_modules,
 )
+
+_COMPILER = str(Path(torch.__file__).parent / "_dynamo" / "mutation_guard.py")
 
 
 class _Entry(NamedTuple):
@@ -53,11 +58,26 @@ class Watch:
 
     def changed(self) -> list[str]:
         """What is other than at the start, by name."""
-        return [
-            f"{entry.where}.{entry.name}"
-            for entry in self.entries
-            if entry.names.get(entry.name) is not entry.value or not _alike(entry.parts, _parts(entry.value))
-        ]
+        found = []
+        for index, entry in enumerate(self.entries):
+            value = entry.names.get(entry.name)
+            if value is entry.value and _alike(entry.parts, _parts(value)):
+                continue
+            if _wrapped_by_compiler(entry, value):
+                self.entries[index] = entry._replace(value=value, parts=_parts(value))
+            else:
+                found.append(f"{entry.where}.{entry.name}")
+        return found
+
+
+def _wrapped_by_compiler(entry: _Entry, value: object) -> bool:
+    """Whether torch.compile has put its own, unchanged wrapper around what was there: it does so with
+    `Module.__init__` when it compiles for the first time, which is after the start.
+    """
+    if not isinstance(value, FunctionType) or value.__code__.co_filename != _COMPILER:
+        return False
+    inside = [cell.cell_contents for cell in value.__closure__ or ()]
+    return any(item is entry.value for item in inside) and not is_foreign(value, Sources())
 
 
 def _entries_of(where: str, module: ModuleType) -> Iterator[_Entry]:

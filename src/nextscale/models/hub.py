@@ -1,8 +1,9 @@
 """Model folders from the Hugging Face hub.
 
-Special here: only the four files of a model folder are ever fetched, none of which can be executed. A bare
-``owner/name`` is taken for a model of the hub only where no folder ``owner`` lies here, since somebody who
-mistypes ``runs/prior`` shall not get a stranger's model; ``hub:owner/name`` leaves no doubt.
+Special here: only the files of a model folder and its signature are ever fetched, none of which can be
+executed. A bare ``owner/name`` is taken for a model of the hub only where no folder ``owner`` lies here,
+since somebody who mistypes ``runs/prior`` shall not get a stranger's model; ``hub:owner/name`` leaves no
+doubt.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from pathlib import Path
 
 #: Says that a name is one of the hub.
 HUB = "hub:"
-#: All that a model folder may hold, and all that is fetched.
+#: What makes a model folder.
 MODEL_FILES = ("config.json", "tokenizer.safetensors", "prior.safetensors", "README.md")
+#: The signature over them, where there is one (`nextscale.integrity.signatures`).
+SIGNATURE = "model.sig"
 
 _NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 
@@ -61,7 +64,7 @@ def fetch_model(
     try:
         place = snapshot_download(
             repo_id, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only,
-            allow_patterns=list(MODEL_FILES),
+            allow_patterns=[*MODEL_FILES, SIGNATURE],
         )  # fmt: skip
     except Exception as error:  # no network, no such model, no access: the package has an error for each
         raise ValueError(

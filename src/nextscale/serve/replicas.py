@@ -38,13 +38,16 @@ class Served:
     dtype: Dtype
     engine: EngineSettings
     server: ServerSettings
+    verify_with: str = ""  #: see `Generator.load`
 
 
 class Replica:
     """One process of the deployment."""
 
     def __init__(self, served: Served) -> None:
-        generator = Generator.load(served.model, device=served.device, dtype=served.dtype)
+        generator = Generator.load(
+            served.model, device=served.device, dtype=served.dtype, verify_with=served.verify_with
+        )
         self._app = build_app(generator, served.name, engine=served.engine, server=served.server)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

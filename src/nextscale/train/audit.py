@@ -111,6 +111,9 @@ def _check_records(path: Path, verdict: Verdict) -> None:
                         f"step {record['step']} was taken with learning rate {given:.9g}, the settings give "
                         f"{float.fromhex(expected):.9g}"
                     )
+            elif record["kind"] == "approved":
+                names = ", ".join(record["names"])
+                verdict.seen.append(f"record {record['number']}: approved by {names} until {record['until']}")
             elif record["kind"] == "changed":
                 verdict.told.append(f"record {record['number']}: {record['text']}")
             elif record["kind"] == "setting":

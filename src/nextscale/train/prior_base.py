@@ -19,7 +19,7 @@ from nextscale.distributed import Distributed, place
 from nextscale.evaluate.prediction import prediction_scores
 from nextscale.generate.folder import Prior, build_prior, load_tokenizer, read_settings
 from nextscale.generate.generator import Generator
-from nextscale.models import find_model
+from nextscale.integrity.signatures import find_trusted_model
 from nextscale.pixels import enlarge, grid
 from nextscale.train.fine_tune import start_from, with_classes
 from nextscale.train.optimizer import ParameterGroup
@@ -58,7 +58,7 @@ class PriorBase:
             raise ValueError(
                 "no tokenizer given: set --tokenizer_from to the model folder of a trained tokenizer"
             )
-        home = find_model(run.tokenizer_from or run.init)
+        home = find_trusted_model(run.tokenizer_from or run.init, run.ledger.verify_with)
         base = read_settings(home)
         self.tokenizer = place(load_tokenizer(home, base), device)
         self.tokenizer_digest = checkpoint.digest(home / "tokenizer.safetensors")
@@ -89,7 +89,7 @@ class PriorBase:
         """Take the weights of `init`, where it is set. Returns what to say about it."""
         if not self.run.init:
             return []
-        home = find_model(self.run.init)
+        home = find_trusted_model(self.run.init, self.run.ledger.verify_with)
         given, kind = read_settings(home), self.run.prior.kind
         if given.prior is not None and given.prior.kind != kind:
             raise ValueError(

@@ -25,6 +25,7 @@ from nextscale.integrity import merkle
 from nextscale.integrity.found import Found, look, recorded_digests
 from nextscale.integrity.ledger import EMPTY, FILE, Ledger, cut_torn
 from nextscale.integrity.settings import LedgerSettings
+from nextscale.train.approving import check_leave
 from nextscale.train.inputs import leaves_file, look_at_inputs
 from nextscale.train.recording import Recorder, Writing
 from nextscale.train.run_folder import flat
@@ -45,7 +46,8 @@ def open_recorder(
         ranks: the processes that train together.
 
     Raises:
-        ValueError: the folder does not fit its ledger, and that was not accepted.
+        ValueError: the folder does not fit its ledger, and that was not accepted; or what is about to be
+            trained lacks the approvals that its policy asks for.
     """
     path = folder / FILE
     if not settings.enabled or not ranks.is_first:
@@ -59,11 +61,12 @@ def open_recorder(
     inputs = look_at_inputs(found.history, settings, folder=folder, images=images, ranks=ranks)
     found = replace(found, differences=(*found.differences, *inputs.refused))
     _check_accepted(found, settings.accept)
+    leave = check_leave(settings, folder, facts, inputs, under=found.history.policy)
     if found.history.faults and path.exists():
         path.rename(path.with_name(f"ledger-replaced-{found.code}.jsonl"))
     ledger = Ledger(path, EMPTY if found.history.faults else found.history.head)
     return Recorder(
-        folder, settings, writing=Writing(ledger, found, facts, inputs, anchor, found.history.ledger)
+        folder, settings, writing=Writing(ledger, found, facts, inputs, anchor, found.history.ledger, leave)
     )
 
 
@@ -135,6 +138,8 @@ def record_start(recorder: Recorder, *, step: int, passed_over: Sequence[str]) -
         recorder.writing.identity = head.hash
     for name, old, new in _changed(before, facts):
         ledger.append("setting", name=name, before=old, after=new)
+    if recorder.writing.leave is not None:
+        ledger.append("approved", **vars(recorder.writing.leave))
     _record_inputs(recorder.writing, recorder.folder, anew=anew)
     for place in found.checkpoints if anew or found.differences else ():
         files = recorded_digests(place)

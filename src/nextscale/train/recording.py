@@ -26,6 +26,7 @@ from nextscale import checkpoint
 from nextscale.data.loader import Batch
 from nextscale.distributed import Distributed
 from nextscale.integrity import anchors
+from nextscale.integrity.approval import Leave
 from nextscale.integrity.digests import tensors_digest
 from nextscale.integrity.fingerprint import code_files
 from nextscale.integrity.found import Found
@@ -60,6 +61,7 @@ class Writing:
     inputs: Inputs
     anchor: Path | None  #: file elsewhere that takes heads
     identity: str  #: the hash of the ledger's first record
+    leave: Leave | None = None  #: by whose leave; None: nobody was asked
 
 
 class Recorder:

@@ -16,10 +16,14 @@ from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source, hold_out, open_source
 from nextscale.data.token_cache import TokenCache, open_cache
 from nextscale.distributed import Distributed, SharedError, choose_device
+from nextscale.integrity.approval import Plan
+from nextscale.integrity.history import History
 from nextscale.prior.settings import DiffusionSettings
+from nextscale.train.approving import plan_of
 from nextscale.train.classifier_task import ClassifierTask
 from nextscale.train.diffusion_task import DiffusionTask
 from nextscale.train.estimate import Estimate, estimate
+from nextscale.train.inputs import look_at_inputs
 from nextscale.train.loop import train
 from nextscale.train.prior_base import PriorBase
 from nextscale.train.prior_task import PriorTask
@@ -62,13 +66,7 @@ def train_run(
     with ranks.together():
         _check_processes(run, ranks)
         task, images = _task_of(run, folder, device=ranks.device, skipped=skipped, progress=progress)
-    description = settings_that_decide(run)
-    if isinstance(task, PriorBase):  # another tokenizer in the same place would make it another run
-        description["tokenizer_sha256"] = task.tokenizer_digest
-    if isinstance(task, PriorTask) and task.cache is not None:
-        description["tokens_sha256"] = task.cache.sha256
-    if isinstance(task, TokenizerTask):
-        description |= task.digests
+    description = _describe(run, task)
     _check_same(description | {"images": images, "loop.sharding": run.loop.sharding}, ranks)
     with claimed_by_first(folder, description, ranks):
         if skipped is not None and ranks.is_first:
@@ -101,9 +99,48 @@ def _open_recorder(
 ) -> Recorder:  # fmt: skip
     """The ledger of a run, after looking at all that it works with."""
     facts = facts_of(run.model_dump(mode="json", exclude={"ledger"}), description, ranks)
+    return open_recorder(folder, run.ledger, facts=facts, images=_images(task), ranks=ranks)
+
+
+def _describe(run: TokenizerRun | PriorRun | ClassifierRun, task: Task) -> dict[str, Any]:
+    """What must stay when a run goes on: its settings, and digests of what it starts from."""
+    description = settings_that_decide(run)
+    if isinstance(task, PriorBase):  # another tokenizer in the same place would make it another run
+        description["tokenizer_sha256"] = task.tokenizer_digest
+    if isinstance(task, PriorTask) and task.cache is not None:
+        description["tokens_sha256"] = task.cache.sha256
+    if isinstance(task, TokenizerTask):
+        description |= task.digests
+    return description
+
+
+def plan_run(
+    run: TokenizerRun | PriorRun | ClassifierRun, name: str, *, device: str | None = None
+) -> Plan:  # fmt: skip
+    """What a run is about to train, with which code, on which images: to be approved. Writes nothing.
+
+    Args:
+        run: everything that decides the result.
+        name: of the folder that it is going to have.
+        device: where it is going to train.
+
+    Raises:
+        ValueError: data or tokenizer do not fit.
+    """
+    ranks = Distributed(0, 1, choose_device(device))
+    skipped = SkippedImages() if run.data.on_bad_image == "skip" else None
+    task, _ = _task_of(run, Path(name), device=ranks.device, skipped=skipped, progress=False)
+    facts = facts_of(run.model_dump(mode="json", exclude={"ledger"}), _describe(run, task), ranks)
+    inputs = look_at_inputs(
+        History(), run.ledger, folder=Path(name), images=_images(task), ranks=ranks
+    )  # fmt: skip
+    return plan_of(name, facts, inputs)
+
+
+def _images(task: Task) -> dict[str, Source]:
+    """The sets of images of a run; kept tokens have none."""
     sets = {"training": task.source, "validation": task.validation}
-    images = {name: source for name, source in sets.items() if not isinstance(source, TokenCache)}
-    return open_recorder(folder, run.ledger, facts=facts, images=images, ranks=ranks)
+    return {name: source for name, source in sets.items() if not isinstance(source, TokenCache)}
 
 
 def settings_that_decide(run: TokenizerRun | PriorRun | ClassifierRun) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from nextscale.features.vit import load_vit
 from nextscale.features.weights import weights_digest
 from nextscale.generate.folder import save_model
 from nextscale.generate.settings import ModelSettings
-from nextscale.models import find_model
+from nextscale.integrity.signatures import find_trusted_model
 from nextscale.pixels import side_by_side, to_model, to_uint8
 from nextscale.rng import step_generator
 from nextscale.tokenizer.model import Tokenizer
@@ -68,7 +68,8 @@ class TokenizerTask:
         """Take the weights of `init`, where it is set. Returns what to say about it."""
         if not self.run.init:
             return []
-        tensors = checkpoint.read_tensors(find_model(self.run.init) / "tokenizer.safetensors")
+        home = find_trusted_model(self.run.init, self.run.ledger.verify_with)
+        tensors = checkpoint.read_tensors(home / "tokenizer.safetensors")
         return start_from(self.tokenizer, tensors, source=self.run.init).lines(self.run.init)
 
     def _with_discriminator(self) -> Adversary:
