@@ -39,6 +39,26 @@ def add_sign_options(sign: argparse.ArgumentParser) -> None:
     )
 
 
+def add_replay_options(replay: argparse.ArgumentParser) -> None:
+    """Add those of ``nextscale replay``."""
+    replay.add_argument("folder", help="of a run")
+    replay.add_argument(
+        "--from", dest="first", type=int, required=True,
+        help="step to begin after: the newest checkpoint that is there up to it; 0: the run's beginning",
+    )  # fmt: skip
+    replay.add_argument("--to", dest="last", type=int, required=True, help="the last step")
+    replay.add_argument(
+        "--tolerance", type=float, default=0.0,
+        help="how much losses and gradient norms may differ, relatively, for another machine (default: 0)",
+    )  # fmt: skip
+    replay.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")
+    replay.add_argument("--quiet", action="store_true", help="no progress bar")
+    replay.epilog = (
+        "The exit code is 0 when everything comes out as recorded, 1 when something does not, 2 for what "
+        "cannot be replayed. Changes nothing. A run of several processes is replayed by as many (torchrun)."
+    )
+
+
 def add_approve_options(approve: argparse.ArgumentParser) -> None:
     """Add those of ``nextscale approve``."""
     approve.add_argument("stage", choices=["tokenizer", "prior", "classifier"], help="what will be trained")

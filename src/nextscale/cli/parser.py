@@ -12,6 +12,7 @@ from nextscale.cli.edit_options import add_edit_options, add_reproduce_options
 from nextscale.cli.export_options import add_export_options
 from nextscale.cli.integrity_options import (
     add_approve_options,
+    add_replay_options,
     add_sign_options,
     add_verify_options,
     add_verify_with,
@@ -63,7 +64,7 @@ def build_parser() -> Parser:
         _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_edit, _add_reproduce,
         _add_reconstruct, _add_convert, _add_export, _add_publish, _add_evaluate, _add_statistics,
         _add_likelihood, _add_neighbours, _add_scaling, _add_compare, _add_bench, _add_serve,
-        _add_sign, _add_verify, _add_approve,
+        _add_sign, _add_verify, _add_replay, _add_approve,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -234,6 +235,12 @@ def _add_serve(add: AddCommand) -> None:
 
 def _add_sign(add: AddCommand) -> None:
     add_sign_options(add("sign", "Sign a model folder, so that others can see who made it.", "sign"))
+
+
+def _add_replay(add: AddCommand) -> None:
+    add_replay_options(
+        add("replay", "Train a stretch of a run again and hold it against the ledger.", "replay")
+    )
 
 
 def _add_approve(add: AddCommand) -> None:

@@ -19,6 +19,10 @@ class LedgerSettings(BaseModel):
     recheck_every: int = Field(
         100, ge=1, description="steps between two looks whether code was replaced in memory (fingerprint)"
     )
+    weights_every: int = Field(
+        0, ge=0, description="steps between two records of a digest of each weight, so that replay names the "
+        "first one that differs; 0: at checkpoints alone",
+    )  # fmt: skip
     data: bool = Field(
         True, description="read every image before the first step, and hold it against last time"
     )
@@ -41,6 +45,8 @@ class LedgerSettings(BaseModel):
         for name, value in (("anchor", self.anchor), ("accept", self.accept)):
             if value and not self.enabled:
                 raise ValueError(f"ledger.{name} {value} would have no effect with ledger.enabled false")
+        if self.weights_every and not self.enabled:
+            raise ValueError("ledger.weights_every would have no effect with ledger.enabled false")
         if bool(self.policy) != bool(self.approval):
             raise ValueError("ledger.policy and ledger.approval belong together: give both, or none")
         if self.policy and not (self.enabled and self.fingerprint and self.data):

@@ -71,6 +71,7 @@ class _Run:
         self.recorder.step(self.progress.step, digest, result, self.optimizer)
         if result.finite:
             self.task.after_step(step)
+            self.recorder.weights(self.progress.step, self.task.module)
             update_average(self.average, self.task.averaged, decay=loop.ema_decay, step=step)
         else:
             with self.ranks.together():
@@ -157,11 +158,16 @@ class _Run:
             (self.folder / "pictures").mkdir(exist_ok=True)
             Image.fromarray(picture).save(self.folder / "pictures" / f"step-{self.progress.step:08d}.png")
 
+    @property
+    def paused(self) -> bool:
+        """Whether it shall end here for today."""
+        return 0 < self.loop.stop_after <= self.progress.step < self.loop.num_steps
+
     def over(self) -> bool:
-        """Whether the last step is taken, or the scores have not improved for too long."""
+        """Whether the last step is taken, also that of today, or scores have not improved for too long."""
         patience = self.loop.patience
         exhausted = patience > 0 and self.progress.looks_since_best >= patience
-        return exhausted or self.progress.step >= self.loop.num_steps
+        return exhausted or self.paused or self.progress.step >= self.loop.num_steps
 
 
 def train(
@@ -210,8 +216,8 @@ def train(
         _all_steps(run, show=progress)
         run.save()
         run.finish_saving()
-        if stop.cause:
-            raise Stopped(run.progress.step, stop.cause)
+        if stop.cause or run.paused:
+            raise Stopped(run.progress.step, stop.cause or f"loop.stop_after {loop.stop_after}")
         run.export("model")
         scores = stop.unless_asked(lambda: run.score(None))
         if scores is None:

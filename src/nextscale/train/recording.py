@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch import nn
 
 from nextscale import checkpoint
 from nextscale.data.loader import Batch
@@ -110,6 +111,15 @@ class Recorder:
             numbers = {"loss": exact(float(result.numbers["loss"])), "norms": norms, "lr": list(rates)}
             numbers["ms"] = round(1e3 * (time.perf_counter() - self._since), 1)
         self._submit(self._write_step, step, digest, numbers)
+
+    def weights(self, step: int, module: nn.Module) -> None:
+        """Every so often, record a digest of each weight after a step; all processes call it."""
+        every = self.settings.weights_every
+        if self.writing is None or not every or step % every:
+            return
+        parameters = module.named_parameters()  # now, as the next step changes them
+        digests = {name: tensors_digest({name: value})[:32] for name, value in parameters}
+        self.event("weights", step=step, tensors=digests)
 
     def _write_step(self, step: int, digest: Future[str], numbers: dict[str, Any]) -> None:
         self._batches.update(bytes.fromhex(digest.result()))

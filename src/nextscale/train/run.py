@@ -148,6 +148,7 @@ def settings_that_decide(run: TokenizerRun | PriorRun | ClassifierRun) -> dict[s
     description = run.model_dump(mode="json")
     del description["data"]["on_bad_image"]  # a run that a bad image stopped may go on and skip it
     del description["loop"]["sharding"]  # a run may go on sharded or not, as its processes are
+    del description["loop"]["stop_after"]  # it goes on then
     del description["ledger"]  # nothing of it changes what is trained
     description.pop("compile", None)  # nor does this change more than rounding
     return description

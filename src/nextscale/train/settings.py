@@ -64,6 +64,9 @@ class LoopSettings(BaseModel):
         2000, ge=1, description="validation images per evaluation; the last one uses all"
     )
     save_every: int = Field(500, ge=1, description="between checkpoints")
+    stop_after: int = Field(
+        0, ge=0, description="end after this step with a checkpoint, to go on another time; 0: after the last"
+    )
     keep: int = Field(2, ge=1, description="checkpoints to keep")
     patience: int = Field(
         0, ge=0, description="evaluations without a better score after which training ends; 0: never"
