@@ -15,7 +15,7 @@ UV_INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraints 
 	--build-constraints constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test drill lint format bench-gpu clean
+.PHONY: help demo test drill attacks lint format bench-gpu clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -28,6 +28,10 @@ test: lint ## lint, then run the tests
 
 drill: $(VENV)/.development ## kill trainings again and again; they must lose nothing (minutes)
 	$(BIN)/python tests/drill.py
+
+attacks: $(VENV)/.development ## spoil trainings in many ways; each must be found by what should find it (minutes)
+	$(BIN)/python -m pytest -q -m attack $(TEST_ARGS)
+	$(BIN)/python tests/honest_runs.py
 
 lint: $(VENV)/.development ## check style, types and who imports whom
 	$(BIN)/ruff check .

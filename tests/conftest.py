@@ -43,6 +43,29 @@ def clean_state() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Have the report of an attack say what must find it."""
+    mark = item.get_closest_marker("attack")
+    if mark is not None:
+        item.user_properties.append(("attack", mark.kwargs["by"]))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """`make attacks`: a table of what was spoiled, and whether it was found by what should find it."""
+    if config.getoption("markexpr") != "attack":
+        return
+    rows = [
+        (dict(report.user_properties)["attack"], report.nodeid.partition("::")[2], found, report.duration)
+        for found, kind in (("found", "passed"), ("NOT FOUND", "failed"))
+        for report in terminalreporter.getreports(kind)
+        if report.when == "call" and report.user_properties
+    ]
+    for by, name, found, seconds in sorted(rows):
+        terminalreporter.write_line(f"{found:9}  {by:32}  {seconds:6.2f} s  {name}")
+    missed = sum(found != "found" for _, _, found, _ in rows)
+    terminalreporter.write_line(f"{len(rows)} attacks, {missed} not found by what should find them")
+
+
 @pytest.fixture
 def gate() -> Any:
     """Holds engines up, see `serving_for_tests.Gate`."""

@@ -120,6 +120,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.attack(by="verify")
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_what_was_changed_is_found(attack: str, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _verify(capsys, run_folder)[0] == 0
@@ -138,6 +139,7 @@ def test_heads_of_another_run_are_no_proof(
     assert code == 1 and "holds no head of this run" in text
 
 
+@pytest.mark.attack(by="verify")
 def test_a_folder_put_back_whole_contradicts_the_heads_elsewhere_only(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +159,7 @@ def test_a_folder_put_back_whole_contradicts_the_heads_elsewhere_only(
         shutil.copytree(kept, folder)
 
 
+@pytest.mark.attack(by="verify")
 def test_a_learning_rate_that_is_slightly_another_is_found(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +189,7 @@ def test_what_is_no_run_or_has_no_ledger(
     assert code == 2 and "has no ledger: it was trained without one" in text
 
 
+@pytest.mark.attack(by="verify")
 def test_slow_stretches_are_told() -> None:
     steady = [(step, 10.0 + step % 3) for step in range(1, 201)]
     assert slow_stretches(steady) == []

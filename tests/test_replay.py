@@ -79,6 +79,7 @@ def name_of_a_weight(home: Path) -> str:
     return names[0]
 
 
+@pytest.mark.attack(by="replay")
 @pytest.mark.parametrize("weights_every", [0, 1])
 def test_one_spoiled_weight_is_located(
     weights_every: int, home: Path, tmp_path: Path, name_of_a_weight: str, monkeypatch: pytest.MonkeyPatch,
@@ -105,6 +106,7 @@ def test_one_spoiled_weight_is_located(
         assert re.match(r"FOUND: after step 8, \d+ tensors differ, the first one ", found[1])
 
 
+@pytest.mark.attack(by="replay")
 def test_a_flipped_gradient_is_located(
     home: Path, tmp_path: Path, name_of_a_weight: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -149,26 +151,53 @@ def test_tolerance_lets_rounding_pass_and_nothing_else(
     assert _replay(capsys, tmp_path / "run", "--from", 0, "--to", 4, "--tolerance", 1e-7)[0] == 1
 
 
+_TRAIN_AS_RANK = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from nextscale.distributed import joined
+from nextscale.train import loop as train_loop
+from runs_for_tests import *
+take = train_loop.take_step
+def lying(task, batch, *rest, **more):
+    if lying.calls == 5:
+        batch = replace(batch, labels_B=(batch.labels_B + 1) % 3)
+    lying.calls += 1
+    return take(task, batch, *rest, **more)
+lying.calls = 0
+with joined("cpu") as ranks:
+    if ranks.rank == 1 and sys.argv[3] == "lie":
+        train_loop.take_step = lying
+    run = tiny_run("prior", Path(sys.argv[1]), keep=9)
+    train_run(run, Path(sys.argv[2]), say=lambda _: None, progress=False, ranks=ranks)
+"""
+
+
+def _trained_by_two(home: Path, folder: Path, how: str) -> list[str]:
+    """Train; returns the command that replays a stretch."""
+    _together([sys.executable, "-c", _TRAIN_AS_RANK, str(home), str(folder), how])
+    replay = [sys.executable, "-m", "nextscale.cli", "replay", str(folder), "--device", "cpu"]
+    return [*replay, "--from", "4", "--to", "9"]
+
+
 @pytest.mark.slow
 def test_two_processes_replay_what_two_have_trained(home: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from runs_for_tests import *\n"
-        "from nextscale.distributed import joined\n"
-        "with joined('cpu') as ranks:\n"
-        "    run = tiny_run('prior', Path(sys.argv[1]), keep=9)\n"
-        "    train_run(run, Path(sys.argv[2]), say=lambda _: None, progress=False, ranks=ranks)\n"
-    )
-    _together([sys.executable, "-c", code, str(home), str(tmp_path / "run")])
-    replay = [sys.executable, "-m", "nextscale.cli", "replay", str(tmp_path / "run"), "--device", "cpu"]
-    said = _together([*replay, "--from", "4", "--to", "9"])
+    command = _trained_by_two(home, tmp_path / "run", "honestly")
+    said = _together(command)
     assert "5 steps and" in said and "to the bit" in said
-    alone = subprocess.run(
-        [*replay, "--from", "4", "--to", "9"], capture_output=True, text=True, timeout=120, check=False
-    )
+    alone = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert alone.returncode == 2 and "was trained by 2 processes, here are 1" in alone.stderr
 
 
-def _together(command: list[str]) -> str:
+@pytest.mark.attack(by="replay")
+@pytest.mark.slow
+def test_a_process_that_lies_is_found(home: Path, tmp_path: Path) -> None:
+    """It trains one step on other labels than it says that it has read."""
+    said = _together(_trained_by_two(home, tmp_path / "run", "lie"), code=1)
+    assert "FOUND: step 6 comes out otherwise: loss was" in said
+
+
+def _together(command: list[str], *, code: int = 0) -> str:
     """Run a command as two processes; what the first one says."""
     port = free_port()
     processes = [
@@ -179,7 +208,7 @@ def _together(command: list[str]) -> str:
         for rank in range(2)
     ]  # fmt: skip
     done = [process.communicate(timeout=200) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], done
+    assert [process.returncode for process in processes] == [code, 0], done
     return done[0][0]
 
 
@@ -222,3 +251,14 @@ def test_a_run_ends_for_today_and_goes_on(home: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "model").exists()
     assert (tmp_path / "run" / "checkpoints" / "step-00000005").exists()
     assert train_quietly(_run(home), tmp_path / "run")[0] == whole
+
+
+def test_a_run_that_was_interrupted_is_replayed_as_a_whole(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its checkpoints stand elsewhere, so what is counted from one to the next is counted otherwise."""
+    with pytest.raises(Stopped):
+        train_quietly(_run(home, stop_after=7), tmp_path / "run")
+    train_quietly(_run(home), tmp_path / "run")
+    code, text = _replay(capsys, tmp_path / "run", "--from", 0, "--to", 12)
+    assert code == 0, text
