@@ -29,10 +29,16 @@ def claimed_folder(folder: Path, description: dict[str, Any]) -> Iterator[None]:
         folder, f"another process works in {folder}: wait for it, stop it, or give another --out"
     ):
         _check(folder, description)  # somebody else may have been faster
-        if not (folder / _RECORD).exists():
+        is_new = not (folder / _RECORD).exists()
+        if is_new:
             checkpoint.write_json(folder / _RECORD, description)
         _sweep(folder)
-        yield
+        try:
+            yield
+        except BaseException:
+            if is_new and {item.name for item in folder.iterdir()} <= {_RECORD, checkpoint.LOCK}:
+                (folder / _RECORD).unlink()  # it was refused before it began: the folder is free again
+            raise
 
 
 def note_folder(folder: Path, description: dict[str, Any]) -> None:
