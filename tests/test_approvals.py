@@ -228,7 +228,7 @@ def test_a_run_starts_and_goes_on_with_what_was_approved(
     ]
     words += ["--approval", str(home / "approval.json")]
     assert main(["train", *words, "--quiet"]) == 2
-    assert "there is no approval" in capsys.readouterr().err and not (folder / "run.json").exists()
+    assert "there is no approval" in capsys.readouterr().err and not (folder / "checkpoints").exists()
     assert main(["approve", *words, "--key", str(home / "alice.key")]) == 0
     assert main(["train", *words, "--quiet"]) == 2
     assert "has 1 of 2 approvals (alice)" in capsys.readouterr().err

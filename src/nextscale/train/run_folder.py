@@ -29,16 +29,10 @@ def claimed_folder(folder: Path, description: dict[str, Any]) -> Iterator[None]:
         folder, f"another process works in {folder}: wait for it, stop it, or give another --out"
     ):
         _check(folder, description)  # somebody else may have been faster
-        is_new = not (folder / _RECORD).exists()
-        if is_new:
+        if not (folder / _RECORD).exists():
             checkpoint.write_json(folder / _RECORD, description)
         _sweep(folder)
-        try:
-            yield
-        except BaseException:
-            if is_new and {item.name for item in folder.iterdir()} <= {_RECORD, checkpoint.LOCK}:
-                (folder / _RECORD).unlink()  # it was refused before it began: the folder is free again
-            raise
+        yield
 
 
 def note_folder(folder: Path, description: dict[str, Any]) -> None:
