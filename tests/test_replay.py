@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -13,8 +14,10 @@ import pytest
 import torch
 
 from nextscale.cli import main
+from nextscale.distributed import Distributed
 from nextscale.integrity.ledger import follow
 from nextscale.train import loop as train_loop
+from nextscale.train.run import _check_processes
 from nextscale.train.settings import PriorRun
 from nextscale.train.step import StepResult
 from nextscale.train.stopping import Stopped
@@ -54,16 +57,14 @@ def test_an_honest_stretch_is_the_same_to_the_bit(
 
 def _spoil(monkeypatch: pytest.MonkeyPatch, step: int, how: Any) -> None:
     """Have one step, and no other, followed by ``how(module)``."""
-    take = train_loop.take_step
+    take, numbers = train_loop.take_step, itertools.count(1)
 
     def take_spoiled(task: Any, batch: Any, optimizer: Any, **more: Any) -> StepResult:
         result = take(task, batch, optimizer, **more)
-        take_spoiled.calls += 1  # type: ignore[attr-defined]
-        if take_spoiled.calls == step:  # type: ignore[attr-defined]
+        if next(numbers) == step:
             how(task.module)
         return result
 
-    take_spoiled.calls = 0  # type: ignore[attr-defined]
     monkeypatch.setattr(train_loop, "take_step", take_spoiled)
 
 
@@ -262,3 +263,10 @@ def test_a_run_that_was_interrupted_is_replayed_as_a_whole(
     train_quietly(_run(home), tmp_path / "run")
     code, text = _replay(capsys, tmp_path / "run", "--from", 0, "--to", 12)
     assert code == 0, text
+
+
+def test_slices_have_no_whole_weights_to_digest(home: Path) -> None:
+    two = Distributed(0, 2, torch.device("cpu"))
+    _check_processes(_run(home, weights_every=0, sharding="full"), two)
+    with pytest.raises(ValueError, match=r"weights_every 1 with loop\.sharding full"):
+        _check_processes(_run(home, weights_every=1, sharding="full"), two)

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,10 +112,14 @@ def _garbage(model: Path, home: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_changed_model_is_refused_by_name(
-    attack: object, named: str, model: Path, home: Path, capsys: pytest.CaptureFixture[str]
+    attack: Callable[[Path, Path], None],
+    named: str,
+    model: Path,
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     check_signature(model, home / "alice.pem")  # the honest twin
-    attack(model, home)  # type: ignore[operator]
+    attack(model, home)
     with pytest.raises(ValueError, match=named):
         Generator.load(model, verify_with=home / "alice.pem")
     assert main(["verify", str(model), "--verify-with", str(home / "alice.pem")]) == 1

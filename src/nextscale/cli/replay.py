@@ -11,6 +11,7 @@ from pathlib import Path
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Train a stretch of a run again and compare."""
     from nextscale.cli.output import one_voice
+    from nextscale.cli.train import say
     from nextscale.distributed import joined
     from nextscale.studies.replay import replay
 
@@ -19,7 +20,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     with joined(options.device) as ranks, one_voice(ranks):
         result = replay(
             Path(options.folder).expanduser(), first=options.first, last=options.last, ranks=ranks,
-            say=_say if ranks.is_first else _say_nothing, tolerance=options.tolerance,
+            say=say, tolerance=options.tolerance,
             progress=not options.quiet and sys.stderr.isatty(),
         )  # fmt: skip
         if not ranks.is_first:
@@ -35,11 +36,3 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
             f"digests of weights are as recorded, {how}"
         )
     return 1 if result.found else 0
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _say_nothing(_line: str) -> None:
-    pass

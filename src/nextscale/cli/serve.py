@@ -66,9 +66,8 @@ def _run_replicas(
 
     replicas = num_replicas(options.replicas)
     device = str(choose_device(options.device))
-    model = str(
-        find_trusted_model(options.model, options.verify_with)
-    )  # complains here rather than in every replica
+    # complains here rather than in every replica
+    model = str(find_trusted_model(options.model, options.verify_with))
     served = Served(model, name, device, options.dtype, engine, server, options.verify_with)
     run_replicas(served, replicas, say=say)
 

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     show = not options.quiet and sys.stderr.isatty()
     with joined(options.device) as ranks, one_voice(ranks):
         try:
-            scores = train_run(settings, folder, say=_say, progress=show, ranks=ranks)
+            scores = train_run(settings, folder, say=say, progress=show, ranks=ranks)
         except Stopped as stopped:
             if ranks.is_first:
                 sys.stderr.write(f"nextscale: {stopped}\n")
@@ -76,5 +76,6 @@ def _print_settings(settings: BaseModel) -> None:
         print(f"--{path} {value}   # {description}")
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line at once: it stands there while the work goes on."""
     print(line, flush=True)

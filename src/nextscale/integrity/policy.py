@@ -1,19 +1,19 @@
 """Who must approve a run: a TOML file with the public keys of people, and how many of them are needed.
 
-Special here: a key counts once, whatever names it has. No torch here.
+Special here: a key counts once, whatever names it has.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nextscale.integrity.signatures import signing_library
 
 
 class PolicyFile(BaseModel):
@@ -66,7 +66,7 @@ def read_policy(path: Path) -> Policy:
 
 def read_public_key(path: Path) -> Any:
     """A public key of a PEM file. Raises ValueError when there is none."""
-    with _library(f"{path} holds no public key (PEM)"):
+    with signing_library(f"{path} holds no public key (PEM)"):
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
         from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]
 
@@ -75,19 +75,8 @@ def read_public_key(path: Path) -> Any:
 
 def read_signer(path: Path, *, password: bytes | None = None) -> Any:
     """A private key of a PEM file, ready to sign. Raises ValueError when there is none."""
-    with _library(f"{path} holds no private key (PEM) that can be used"):
+    with signing_library(f"{path} holds no private key (PEM) that can be used"):
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
         from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
 
         return CryptoSigner(load_pem_private_key(path.read_bytes(), password))
-
-
-@contextmanager
-def _library(complaint: str) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError("approvals need the package model-signing: pip install 'nextscale[sign]'") from error
-    except Exception as error:  # wrong kinds of files and of keys have errors of their own
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{complaint}: {reason}") from error

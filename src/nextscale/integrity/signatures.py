@@ -46,7 +46,7 @@ def sign_folder(
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no model folder: it holds no config.json")
-    with _library(f"{folder} cannot be signed"):
+    with signing_library(f"{folder} cannot be signed"):
         from model_signing import hashing, signing
 
         config: Any = signing.Config()
@@ -85,7 +85,7 @@ def check_signature(folder: Path, trusted: str | Path) -> None:
             f"{folder} is not signed: it holds no {SIGNATURE}; sign it with nextscale sign, or leave out "
             "verify_with"
         )
-    with _library(f"{folder} is not what was signed, or {trusted} did not sign it"):
+    with signing_library(f"{folder} is not what was signed, or {trusted} did not sign it"):
         from model_signing import verifying
 
         config: Any = verifying.Config()
@@ -160,8 +160,8 @@ def _names(folder: Path) -> set[str]:
 
 
 @contextmanager
-def _library(complaint: str) -> Iterator[None]:
-    """Turn the many errors of signing into one."""
+def signing_library(complaint: str) -> Iterator[None]:
+    """Turn the many errors of the libraries that sign into one ValueError that begins with a complaint."""
     try:
         yield
     except ImportError as error:

@@ -84,7 +84,8 @@ def replay(
             f"{ranks.world_size}: start as many with torchrun"
         )
     start = _start_of(folder, first)
-    run = _run_of(history.last_start["settings"], last)
+    before = _recorded(folder / FILE)
+    run = _run_of(history.last_start["settings"], last, with_weights=bool(before.weights))
     result = Replayed(0 if start is None else int(start.name.removeprefix("step-")), last)
     if ranks.is_first and history.fingerprint is not None:
         refused, _ = changes(history.fingerprint, take_fingerprint({}).lines)
@@ -100,8 +101,7 @@ def replay(
             if stopped.step != last:
                 raise
         if ranks.is_first:
-            before, after = _recorded(folder / FILE), _recorded(place / FILE)
-            _compare(before, after, result, tolerance=tolerance)
+            _compare(before, _recorded(place / FILE), result, tolerance=tolerance)
     return result
 
 
@@ -126,14 +126,16 @@ def _start_of(folder: Path, first: int) -> Path | None:
     return None
 
 
-def _run_of(settings: dict[str, Any], last: int) -> TokenizerRun | PriorRun | ClassifierRun:
+def _run_of(
+    settings: dict[str, Any], last: int, *, with_weights: bool
+) -> TokenizerRun | PriorRun | ClassifierRun:
     """The run again, without looks on the way (they change nothing that is trained)."""
     kind = PriorRun if "prior" in settings else TokenizerRun if "tokenizer" in settings else ClassifierRun
     run: TokenizerRun | PriorRun | ClassifierRun = kind.model_validate(settings)
     loop = run.loop.model_copy(
         update={"evaluate_every": run.loop.num_steps + 1, "patience": 0, "stop_after": last}
     )
-    ledger = LedgerSettings(fingerprint=False, data=False, weights_every=1)
+    ledger = LedgerSettings(fingerprint=False, data=False, weights_every=int(with_weights))
     return run.model_copy(update={"loop": loop, "ledger": ledger})
 
 

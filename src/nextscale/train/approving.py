@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nextscale.integrity import merkle
 from nextscale.integrity.approval import Leave, Plan, check_approval
 from nextscale.integrity.policy import read_policy
 from nextscale.integrity.settings import LedgerSettings
@@ -27,8 +26,7 @@ def plan_of(name: str, facts: dict[str, Any], inputs: Inputs) -> Plan:
     taken = inputs.fingerprint
     if taken is None:
         raise ValueError("ledger.fingerprint false leaves out the code, which an approval is about")
-    data = {name: {"root": merkle.root(item), "count": len(item)} for name, item in inputs.leaves.items()}
-    return Plan(name, facts["settings"], facts["inputs"], data, taken.lines, taken.wrong)
+    return Plan(name, facts["settings"], facts["inputs"], inputs.sets, taken.lines, taken.wrong)
 
 
 def check_leave(

@@ -29,6 +29,11 @@ class Inputs:
     refused: tuple[str, ...]  #: differences that end the start unless they are accepted
     told: tuple[str, ...]  #: differences that are recorded
 
+    @property
+    def sets(self) -> dict[str, dict[str, object]]:
+        """Root and number of each set of images, as ledgers and approvals hold them."""
+        return {name: {"root": merkle.root(item), "count": len(item)} for name, item in self.leaves.items()}
+
 
 def look_at_inputs(
     history: History, settings: LedgerSettings, *, folder: Path, images: Mapping[str, Source],

@@ -158,11 +158,10 @@ def _record_inputs(writing: Writing, folder: Path, *, anew: bool) -> None:
         lines, wrong = inputs.fingerprint.lines, inputs.fingerprint.wrong
         if anew or lines != history.fingerprint or set(wrong) != history.wrong:
             writing.ledger.append("fingerprint", lines=lines, wrong=list(wrong))
-    roots = {name: merkle.root(item) for name, item in inputs.leaves.items()}
-    sets = {name: {"root": root, "count": len(inputs.leaves[name])} for name, root in roots.items()}
+    sets = inputs.sets
     if sets and (anew or sets != history.data):
         for name, item in inputs.leaves.items():
-            merkle.write_leaves(leaves_file(folder, name, roots[name]), item)
+            merkle.write_leaves(leaves_file(folder, name, str(sets[name]["root"])), item)
         writing.ledger.append("data", sets=sets)
 
 

@@ -113,7 +113,7 @@ class Recorder:
         self._submit(self._write_step, step, digest, numbers)
 
     def weights(self, step: int, module: nn.Module) -> None:
-        """Every so often, record a digest of each weight after a step; all processes call it."""
+        """Every so often, record a digest of each weight after a step."""
         every = self.settings.weights_every
         if self.writing is None or not every or step % every:
             return

@@ -114,9 +114,7 @@ def _describe(run: TokenizerRun | PriorRun | ClassifierRun, task: Task) -> dict[
     return description
 
 
-def plan_run(
-    run: TokenizerRun | PriorRun | ClassifierRun, name: str, *, device: str | None = None
-) -> Plan:  # fmt: skip
+def plan_run(run: TokenizerRun | PriorRun | ClassifierRun, name: str, *, device: str | None = None) -> Plan:
     """What a run is about to train, with which code, on which images: to be approved. Writes nothing.
 
     Args:
@@ -131,9 +129,7 @@ def plan_run(
     skipped = SkippedImages() if run.data.on_bad_image == "skip" else None
     task, _ = _task_of(run, Path(name), device=ranks.device, skipped=skipped, progress=False)
     facts = facts_of(run.model_dump(mode="json", exclude={"ledger"}), _describe(run, task), ranks)
-    inputs = look_at_inputs(
-        History(), run.ledger, folder=Path(name), images=_images(task), ranks=ranks
-    )  # fmt: skip
+    inputs = look_at_inputs(History(), run.ledger, folder=Path(name), images=_images(task), ranks=ranks)
     return plan_of(name, facts, inputs)
 
 
@@ -168,6 +164,11 @@ def _check_processes(run: TokenizerRun | PriorRun | ClassifierRun, ranks: Distri
         )
     if run.loop.sharding == "full" and ranks.world_size > 1:
         check_torch()
+        if run.ledger.weights_every:
+            raise ValueError(
+                f"ledger.weights_every {run.ledger.weights_every} with loop.sharding full: no process has "
+                "whole weights to digest; leave it out, checkpoints have their digests"
+            )
 
 
 def _processes(run: TokenizerRun | PriorRun | ClassifierRun, task: Task, ranks: Distributed) -> str:
