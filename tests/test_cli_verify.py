@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,3 +198,29 @@ def test_slow_stretches_are_told() -> None:
     slow = [(step, ms * (1.4 if 100 < step <= 150 else 1.0)) for step, ms in steady]
     assert slow_stretches(slow) == ["steps 101 to 150 took 1.40 times as long as the steps before them"]
     assert slow_stretches(slow[:120]) == [] == slow_stretches([])
+
+
+@pytest.mark.attack(by="verify")
+@pytest.mark.slow
+@pytest.mark.parametrize("slowed", [False, True])
+def test_a_training_that_is_slowed_down_is_told(
+    slowed: bool, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Every step sleeps, so that the pace does not depend on what else runs; the last 50 sleep 40 %
+    longer in one run, in its honest twin not.
+    """
+    take, numbers = train_loop.take_step, itertools.count(1)
+
+    def take_slowly(*words: Any, **more: Any) -> Any:
+        time.sleep(0.14 if slowed and next(numbers) > 100 else 0.1)
+        return take(*words, **more)
+
+    monkeypatch.setattr(train_loop, "take_step", take_slowly)
+    quick = {"num_steps": 150, "save_every": 150, "evaluate_every": 150}
+    train_quietly(tiny_run("prior", home, **quick), tmp_path / "run")
+    code, text = _verify(capsys, tmp_path / "run")
+    assert code == 0  # a slow machine is no attack: it is told, and people judge
+    told = re.findall(r"note: steps 101 to 150 took (\S+) times as long as the steps before them", text)
+    assert len(told) == slowed, text
+    assert all(1.3 < float(factor) < 1.5 for factor in told)

@@ -17,9 +17,12 @@ from torch import nn
 from torch._dynamo import mutation_guard
 
 import nextscale
+from nextscale import rng
+from nextscale.data import loader
 from nextscale.generate import guidance
 from nextscale.integrity.memory import replaced_functions
 from nextscale.integrity.watch import Watch
+from nextscale.prior import layers
 from nextscale.train import optimizer as train_optimizer
 from nextscale.train import schedules
 from nextscale.train.watching import Watching
@@ -34,7 +37,9 @@ def _modules(*modules: ModuleType) -> dict[str, ModuleType]:
     return {module.__name__: module for module in modules}
 
 
-LOOKED_AT = _modules(ADAMW, ADAM, FUNCTIONAL, LINEAR, schedules, train_optimizer, guidance)
+LOOKED_AT = _modules(
+    ADAMW, ADAM, FUNCTIONAL, LINEAR, schedules, train_optimizer, guidance, loader, rng, layers
+)
 
 
 def _scaled(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,6 +80,12 @@ ATTACKS: dict[str, tuple[Any, str, Callable[[Any], Any], str]] = {
     ),
     "no function": (FUNCTIONAL, "cross_entropy", lambda _: torch.add, r"cross_entropy is no function"),
     "a static method": (LINEAR.Linear, "forward", lambda _: staticmethod(lambda *_: 0), r"r\.forward is not"),
+    "the order of an epoch": (rng, "epoch_order", lambda _: lambda *_: range(9), r"rng\.epoch_order is not"),
+    "the order that is kept": (loader, "_order", lambda _: lambda *_: range(9), r"loader\._order is "),
+    "the random numbers of a sample": (rng, "sample_uniforms", _scaled, r"rng\.sample_uniforms is not"),
+    "the random numbers of a generator": (rng, "_generator", _scaled, r"rng\._generator is not"),
+    "attention": (layers, "attend_to", _scaled, r"layers\.attend_to is not"),
+    "attention in a layer": (layers.Attention, "forward", _scaled, r"Attention\.forward is not"),
     "a class": (ADAMW, "AdamW", lambda _: _Evil, r"adamw\.AdamW is a class of"),
 }  # fmt: skip
 

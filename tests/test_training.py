@@ -15,6 +15,7 @@ from PIL import Image
 from nextscale import Generator
 from nextscale.checkpoint import digest, read_tensors
 from nextscale.features.classifier import load_classifier
+from nextscale.models.hub import PROVENANCE
 from nextscale.train import loop as train_loop
 from nextscale.train.classifier_task import ClassifierTask
 from nextscale.train.diffusion_task import DiffusionTask
@@ -71,7 +72,10 @@ def _assert_same_end(folder: Path, expected: Path) -> None:
         assert list(mine) == list(theirs)
         different = [key for key, value in mine.items() if not torch.equal(value, theirs[key])]
         assert not different, (name, different[:5])
+    assert (folder / "model" / PROVENANCE).is_file()
     for file in (expected / "model").iterdir():
+        if file.name == PROVENANCE:  # it names the run, and times
+            continue
         assert (folder / "model" / file.name).read_bytes() == file.read_bytes()
     assert (folder / last / "digests.json").read_bytes() == (expected / last / "digests.json").read_bytes()
 

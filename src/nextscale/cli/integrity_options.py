@@ -59,6 +59,21 @@ def add_replay_options(replay: argparse.ArgumentParser) -> None:
     )
 
 
+def add_explain_options(explain: argparse.ArgumentParser) -> None:
+    """Add those of ``nextscale explain``."""
+    explain.add_argument("thing", metavar="MODEL|PNG", help="a model, or a picture that nextscale wrote")
+    explain.add_argument("--model", help="of a picture: the model that made it")
+    explain.add_argument(
+        "--run", dest="run_folder", metavar="RUN",
+        help="folder of the run that made the model (default: the folder around it, where that is one)",
+    )  # fmt: skip
+    add_verify_with(explain)
+    explain.epilog = (
+        "The exit code is 0 when everything that is here fits together, 1 where the chain breaks, 2 for "
+        "what is neither a model nor a picture with a record."
+    )
+
+
 def add_approve_options(approve: argparse.ArgumentParser) -> None:
     """Add those of ``nextscale approve``."""
     approve.add_argument("stage", choices=["tokenizer", "prior", "classifier"], help="what will be trained")

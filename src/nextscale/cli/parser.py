@@ -12,6 +12,7 @@ from nextscale.cli.edit_options import add_edit_options, add_reproduce_options
 from nextscale.cli.export_options import add_export_options
 from nextscale.cli.integrity_options import (
     add_approve_options,
+    add_explain_options,
     add_replay_options,
     add_sign_options,
     add_verify_options,
@@ -64,7 +65,7 @@ def build_parser() -> Parser:
         _add_demo, _add_data, _add_train, _add_tokenize, _add_sample, _add_edit, _add_reproduce,
         _add_reconstruct, _add_convert, _add_export, _add_publish, _add_evaluate, _add_statistics,
         _add_likelihood, _add_neighbours, _add_scaling, _add_compare, _add_bench, _add_serve,
-        _add_sign, _add_verify, _add_replay, _add_approve,
+        _add_sign, _add_verify, _add_replay, _add_approve, _add_explain,
     ):  # fmt: skip
         add_command(add)
     return parser
@@ -111,6 +112,10 @@ def _add_train(add: AddCommand) -> None:
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     train.add_argument("--policy", help="file that says whose approval the run needs (ledger.policy)")
     train.add_argument("--approval", help="file of nextscale approve (ledger.approval)")
+    train.add_argument(
+        "--audit-every", type=int, metavar="N",
+        help="have a fresh process take every N-th step again and compare (ledger.audit_every)",
+    )  # fmt: skip
     train.epilog = (
         "Every setting of the recipe can be given as --a.b.c VALUE, for example --data.source my-pictures."
     )
@@ -252,4 +257,12 @@ def _add_approve(add: AddCommand) -> None:
 def _add_verify(add: AddCommand) -> None:
     add_verify_options(
         add("verify", "Hold a run against its ledger, or a model against its signature.", "verify")
+    )
+
+
+def _add_explain(add: AddCommand) -> None:
+    add_explain_options(
+        add(
+            "explain", "From a picture or a model back to images, code and approvals it came from.", "explain"
+        )
     )

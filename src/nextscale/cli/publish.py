@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from pydantic import ValidationError
 from nextscale.cli.output import check_new_folder
 from nextscale.generate.card import CardSettings, read_scores
 from nextscale.generate.generator import Generator
+from nextscale.generate.hub import push_folder
+from nextscale.integrity.statement import carry_over
+from nextscale.models import find_model
+from nextscale.models.hub import PROVENANCE
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -23,13 +28,18 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     if options.out:
         check_new_folder(Path(options.out))
     about = _about(options)
-    generator = Generator.load(options.model)
-    if options.out:
-        generator.save_pretrained(options.out, about=about)
-        print(f"model: {options.out}")
-    if options.to:
-        # without --private a repository gets what the account's settings say
-        print(f"commit: {generator.push_to_hub(options.to, about=about, private=options.private or None)}")
+    source = find_model(options.model)
+    generator = Generator.load(source)
+    with tempfile.TemporaryDirectory() as passing:
+        folder = Path(options.out or f"{passing}/model")
+        generator.save(folder, about=about)
+        if not carry_over(source, folder) and (source / PROVENANCE).is_file():
+            print(f"{PROVENANCE} is left behind: it is about other files than those written here")
+        if options.out:
+            print(f"model: {options.out}")
+        if options.to:
+            # without --private a repository gets what the account's settings say
+            print(f"commit: {push_folder(folder, options.to, private=options.private or None)}")
 
 
 def _about(options: argparse.Namespace) -> CardSettings:

@@ -16,7 +16,9 @@ from nextscale.recipes import STAGES, read_recipe
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Train one stage of a recipe."""
-    settings = settings_of(options, rest, policy=options.policy, approval=options.approval)
+    settings = settings_of(
+        options, rest, policy=options.policy, approval=options.approval, audit_every=options.audit_every
+    )
     if options.settings:
         _print_settings(settings)
         return
@@ -50,7 +52,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
             print(f"model: {folder / 'model'}   curves: {folder / 'curves.png'}")
 
 
-def settings_of(options: argparse.Namespace, rest: Sequence[str], **ledger: str | None) -> Any:
+def settings_of(options: argparse.Namespace, rest: Sequence[str], **ledger: str | int | None) -> Any:
     """The settings of a run that was typed: those of the recipe, and those given one by one.
 
     Args:

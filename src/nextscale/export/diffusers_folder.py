@@ -12,7 +12,7 @@ from pathlib import Path
 from nextscale import checkpoint
 from nextscale.generate.folder import read_settings
 from nextscale.models import find_model
-from nextscale.models.hub import MODEL_FILES
+from nextscale.models.hub import MODEL_FILES, PROVENANCE
 
 #: What models need at least; written into the folder.
 _DIFFUSERS = "0.42.0"
@@ -38,7 +38,7 @@ def export_diffusers(model: str | Path, out: Path) -> None:
     }  # fmt: skip
     with checkpoint.new_folder(out) as place:
         (place / "model").mkdir()
-        for name in MODEL_FILES:
+        for name in (*MODEL_FILES, PROVENANCE):
             if (home / name).is_file():
                 shutil.copyfile(home / name, place / "model" / name)
         shutil.copyfile(_FILES / "modeling.py", place / "model" / "modeling.py")

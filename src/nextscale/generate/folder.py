@@ -15,7 +15,7 @@ from nextscale import checkpoint
 from nextscale.generate.card import CardSettings, card_text
 from nextscale.generate.precision import stored_dtype
 from nextscale.generate.settings import ModelSettings
-from nextscale.models.hub import MODEL_FILES, SIGNATURE
+from nextscale.models.hub import HUB_FILES, MODEL_FILES
 from nextscale.prior.diffusion import DiffusionPrior
 from nextscale.prior.next_scale import NextScalePrior
 from nextscale.prior.next_token import NextTokenPrior
@@ -37,7 +37,7 @@ def save_model(
         ValueError: the folder exists and holds something that is no model.
     """
     present = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
-    if folder.is_file() or (present and not {"config.json"} <= present <= {*MODEL_FILES, SIGNATURE}):
+    if folder.is_file() or (present and not {"config.json"} <= present <= set(HUB_FILES)):
         raise ValueError(f"{folder} exists and holds other files: give another folder")
     quantizer = settings.tokenizer.quantizer.model_copy(
         update={"phi_of_scale": tokenizer.quantizer.phi_of_scale}

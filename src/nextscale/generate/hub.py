@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypedDict
 
-from nextscale.models.hub import MODEL_FILES, SIGNATURE, hub_reason
+from nextscale.models.hub import HUB_FILES, hub_reason
 
 
 class Push(TypedDict, total=False):
@@ -47,7 +47,7 @@ def push_folder(
         api = HfApi(token=token)
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=repo.repo_id, folder_path=folder, allow_patterns=[*MODEL_FILES, SIGNATURE],
+            repo_id=repo.repo_id, folder_path=folder, allow_patterns=list(HUB_FILES),
             revision=revision, commit_message=commit_message or "Upload a nextscale model",
         )  # fmt: skip
     except Exception as error:  # no network, no access, a bad name: the package has an error for each

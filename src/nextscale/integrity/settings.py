@@ -23,6 +23,10 @@ class LedgerSettings(BaseModel):
         0, ge=0, description="steps between two records of a digest of each weight, so that replay names the "
         "first one that differs; 0: at checkpoints alone",
     )  # fmt: skip
+    audit_every: int = Field(
+        0, ge=0, description="steps between two that a fresh process takes again beside the training, to "
+        "compare what comes of them; 0: none",
+    )  # fmt: skip
     data: bool = Field(
         True, description="read every image before the first step, and hold it against last time"
     )
@@ -45,8 +49,9 @@ class LedgerSettings(BaseModel):
         for name, value in (("anchor", self.anchor), ("accept", self.accept)):
             if value and not self.enabled:
                 raise ValueError(f"ledger.{name} {value} would have no effect with ledger.enabled false")
-        if self.weights_every and not self.enabled:
-            raise ValueError("ledger.weights_every would have no effect with ledger.enabled false")
+        for name in ("weights_every", "audit_every"):
+            if getattr(self, name) and not self.enabled:
+                raise ValueError(f"ledger.{name} would have no effect with ledger.enabled false")
         if bool(self.policy) != bool(self.approval):
             raise ValueError("ledger.policy and ledger.approval belong together: give both, or none")
         if self.policy and not (self.enabled and self.fingerprint and self.data):

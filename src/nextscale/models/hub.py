@@ -1,9 +1,9 @@
 """Model folders from the Hugging Face hub.
 
-Special here: only the files of a model folder and its signature are ever fetched, none of which can be
-executed. A bare ``owner/name`` is taken for a model of the hub only where no folder ``owner`` lies here,
-since somebody who mistypes ``runs/prior`` shall not get a stranger's model; ``hub:owner/name`` leaves no
-doubt.
+Special here: only the files of a model folder, its signature and its provenance are ever fetched, none of
+which can be executed. A bare ``owner/name`` is taken for a model of the hub only where no folder ``owner``
+lies here, since somebody who mistypes ``runs/prior`` shall not get a stranger's model; ``hub:owner/name``
+leaves no doubt.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ HUB = "hub:"
 MODEL_FILES = ("config.json", "tokenizer.safetensors", "prior.safetensors", "README.md")
 #: The signature over them, where there is one (`nextscale.integrity.signatures`).
 SIGNATURE = "model.sig"
+#: What says how it was made, where anything does (`nextscale.integrity.statement`).
+PROVENANCE = "provenance.json"
+#: All that is fetched and pushed.
+HUB_FILES = (*MODEL_FILES, SIGNATURE, PROVENANCE)
 
 _NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 
@@ -64,7 +68,7 @@ def fetch_model(
     try:
         place = snapshot_download(
             repo_id, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only,
-            allow_patterns=[*MODEL_FILES, SIGNATURE],
+            allow_patterns=list(HUB_FILES),
         )  # fmt: skip
     except Exception as error:  # no network, no such model, no access: the package has an error for each
         raise ValueError(

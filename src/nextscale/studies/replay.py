@@ -21,6 +21,7 @@ from nextscale.integrity.fingerprint import changes, take_fingerprint
 from nextscale.integrity.history import History, read_history
 from nextscale.integrity.ledger import FILE, follow
 from nextscale.integrity.settings import LedgerSettings
+from nextscale.train.auditing import FOLDER as AUDITED
 from nextscale.train.run import settings_that_decide, train_run
 from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
 from nextscale.train.stopping import Stopped
@@ -92,9 +93,8 @@ def replay(
         result.told += [f"since the run, {text}" for text in refused]
     with _folder_for_now(ranks) as place:
         with ranks.together():
-            if ranks.is_first and start is not None:
-                _copy_checkpoint(start, place / "checkpoints" / start.name)
-                checkpoint.write_json(place / "run.json", _description(folder, run))
+            if ranks.is_first:
+                _prepare(place, folder, run, start)
         try:
             train_run(run, place, say=say, progress=progress, ranks=ranks)
         except Stopped as stopped:
@@ -118,8 +118,8 @@ def _history_of(folder: Path) -> History:
 
 def _start_of(folder: Path, first: int) -> Path | None:
     """The newest whole checkpoint at or before a step; None: the run's beginning."""
-    places = sorted((folder / "checkpoints").glob("step-*"), reverse=True)
-    for place in places:
+    places = [*(folder / "checkpoints").glob("step-*"), *(folder / AUDITED).glob("step-*")]
+    for place in sorted(places, key=lambda item: item.name, reverse=True):
         if int(place.name.removeprefix("step-")) <= first:
             checkpoint.check_digests(place)
             return place
@@ -157,8 +157,17 @@ def _folder_for_now(ranks: Distributed) -> Iterator[Path]:
             shutil.rmtree(place.parent, ignore_errors=True)
 
 
-def _copy_checkpoint(start: Path, place: Path) -> None:
-    shutil.copytree(start, place, ignore=shutil.ignore_patterns("anchor.json"))
+def _prepare(
+    place: Path, folder: Path, run: TokenizerRun | PriorRun | ClassifierRun, start: Path | None
+) -> None:
+    """Have a folder hold what the run's own held; tokens that it keeps are taken as they are."""
+    place.mkdir(parents=True)
+    checkpoint.write_json(place / "run.json", _description(folder, run))
+    if start is not None:
+        target = place / "checkpoints" / start.name
+        shutil.copytree(start, target, ignore=shutil.ignore_patterns("anchor.json"))
+    if (folder / "tokens").is_dir():
+        (place / "tokens").symlink_to((folder / "tokens").resolve())
 
 
 def _recorded(path: Path) -> _Recorded:

@@ -114,6 +114,9 @@ def _check_records(path: Path, verdict: Verdict) -> None:
             elif record["kind"] == "approved":
                 names = ", ".join(record["names"])
                 verdict.seen.append(f"record {record['number']}: approved by {names} until {record['until']}")
+            elif record["kind"] == "audit" and record["outcome"] != "as recorded":
+                words = f"step {record['step']}, taken again by a fresh process: {record['outcome']}"
+                verdict.told.append(f"record {record['number']}: {words}: {record['text']}")
             elif record["kind"] == "changed":
                 verdict.told.append(f"record {record['number']}: {record['text']}")
             elif record["kind"] == "setting":
@@ -127,7 +130,7 @@ def _check_records(path: Path, verdict: Verdict) -> None:
     events = [
         f"{count} {kind}"
         for kind, count in kinds.items()
-        if kind in ("start", "resume", "skip", "failed", "stop", "end")
+        if kind in ("start", "resume", "skip", "failed", "stop", "audit", "end")
     ]
     verdict.seen.append(f"events: {', '.join(events)}")
 

@@ -22,6 +22,7 @@ from nextscale.data.ahead import made_ahead
 from nextscale.data.loader import Batch
 from nextscale.distributed import Distributed
 from nextscale.train import saving
+from nextscale.train.auditing import Auditor
 from nextscale.train.ema import averaged_copy, update_average
 from nextscale.train.logs import Meter, RunLog, draw_curves
 from nextscale.train.optimizer import build_optimizer, set_rates
@@ -52,6 +53,7 @@ class _Run:
     stop: StopRequest
     ranks: Distributed
     recorder: Recorder
+    auditor: Auditor
     outline: nn.Module | None  #: the averaged module without values, where that is sharded
     progress: Progress = field(default_factory=Progress)
 
@@ -62,6 +64,7 @@ class _Run:
         decay = weight_decay(settings, step, num_steps=loop.num_steps)
         set_rates(self.optimizer, lr=rate, weight_decay=decay)
         self.task.module.train()
+        self.auditor.before(self.progress, task=self.task, average=self.average, optimizer=self.optimizer)
         digest = self.recorder.batch(batch)
         result = take_step(
             self.task, batch, self.optimizer, loop=loop, clip_norm=settings.clip_norm, ranks=self.ranks,
@@ -71,11 +74,13 @@ class _Run:
         self.recorder.step(self.progress.step, digest, result, self.optimizer)
         if result.finite:
             self.task.after_step(step)
-            self.recorder.weights(self.progress.step, self.task.module)
+            audited = self.auditor.audits(self.progress.step)
+            self.recorder.weights(self.progress.step, self.task.module, always=audited)
             update_average(self.average, self.task.averaged, decay=loop.ema_decay, step=step)
         else:
             with self.ranks.together():
                 self._complain(batch, result)
+        self.auditor.after(self.progress.step)
         return replace(result, numbers={**result.numbers, "lr": torch.tensor(rate)})
 
     def _complain(self, batch: Batch, result: StepResult) -> None:
@@ -95,6 +100,7 @@ class _Run:
 
     def save(self) -> None:
         """A checkpoint of this moment, and the bad images up to here."""
+        self.auditor.wait()
         seal = self.recorder.seal(self.progress.step, self.ranks)
         with self.ranks.together():
             if self.ranks.is_first or self.outline is not None:
@@ -208,10 +214,11 @@ def train(
         stop_requests(alone=ranks.world_size == 1) as stop,
         RunLog(folder, first_step=first.step, silent=not ranks.is_first) as log,
         saving.Saver(folder / "checkpoints", keep=loop.keep, ranks=writers) as saver,
+        Auditor(folder, ranks=ranks, recorder=recorder, say=say) as auditor,
     ):
         run = _Run(
             task, folder, loop, optimizer_settings, optimizer, average, say, log, saver, stop, ranks,
-            recorder, empty, first,
+            recorder, auditor, empty, first,
         )  # fmt: skip
         _all_steps(run, show=progress)
         run.save()
@@ -225,7 +232,8 @@ def train(
         recorder.end(run.progress.step, scores)
     if ranks.is_first:
         draw_curves(folder / "log.jsonl", folder / "curves.png")
-    _tell_end(run)
+    for line in run.progress.in_words(loop.num_steps, score=task.score[0], best=folder / "best"):
+        say(line)
     return scores
 
 
@@ -277,20 +285,3 @@ def _all_steps(run: _Run, *, show: bool) -> None:
                     meter.restart()
             if run.over() or run.stop.cause:
                 return
-
-
-def _tell_end(run: _Run) -> None:
-    """What is worth knowing about the way there."""
-    progress = run.progress
-    if progress.step < run.loop.num_steps:
-        run.say(
-            f"stopped after step {progress.step}: {progress.looks_since_best} evaluations without a better "
-            f"{run.task.score[0]}"
-        )
-    if progress.best_score is not None:
-        run.say(
-            f"best {run.task.score[0]} on schedule: {progress.best_score:.4g} after step "
-            f"{progress.best_step}, kept in {run.folder / 'best'}"
-        )
-    if progress.skipped:
-        run.say(f"{progress.skipped} steps were skipped: loss or gradient was not finite")

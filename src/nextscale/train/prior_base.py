@@ -87,6 +87,7 @@ class PriorBase:
 
     def _start_from_init(self) -> list[str]:
         """Take the weights of `init`, where it is set. Returns what to say about it."""
+        self.init_digest = ""
         if not self.run.init:
             return []
         home = find_trusted_model(self.run.init, self.run.ledger.verify_with)
@@ -97,6 +98,7 @@ class PriorBase:
                 "give a model of the same kind"
             )
         known, wanted = given.class_names, self.settings.class_names
+        self.init_digest = checkpoint.digest(home / "prior.safetensors")
         tensors = checkpoint.read_tensors(home / "prior.safetensors")
         same = sum(name in known for name in wanted)
         taken = start_from(self.module, with_classes(tensors, known, wanted), source=self.run.init)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -34,3 +35,25 @@ class Progress:
         if better:
             return replace(self, best_score=score, best_step=self.step, looks_since_best=0)
         return replace(self, looks_since_best=self.looks_since_best + 1)
+
+    def in_words(self, num_steps: int, *, score: str, best: Path) -> list[str]:
+        """What is worth knowing at the end about the way there.
+
+        Args:
+            num_steps: that were planned.
+            score: name of the one that decides which weights are the best.
+            best: where those are kept.
+        """
+        lines = []
+        if self.step < num_steps:
+            lines.append(
+                f"stopped after step {self.step}: {self.looks_since_best} evaluations without a better "
+                f"{score}"
+            )
+        if self.best_score is not None:
+            lines.append(
+                f"best {score} on schedule: {self.best_score:.4g} after step {self.best_step}, kept in {best}"
+            )
+        if self.skipped:
+            lines.append(f"{self.skipped} steps were skipped: loss or gradient was not finite")
+        return lines

@@ -129,7 +129,7 @@ def record_start(recorder: Recorder, *, step: int, passed_over: Sequence[str]) -
         "passed_over": list(passed_over), "torn": torn, "accepted": list(found.differences),
         "others": list(found.replaced) if anew else [], "recorded": history.step,
     }  # fmt: skip
-    time = datetime.now(UTC).isoformat(timespec="seconds")
+    time = recorder.writing.started = datetime.now(UTC).isoformat(timespec="seconds")
     head = ledger.append(
         "resume" if before else "start", step=step, time=time, **facts,
         **{name: value for name, value in more.items() if value},

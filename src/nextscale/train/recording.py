@@ -33,6 +33,8 @@ from nextscale.integrity.fingerprint import code_files
 from nextscale.integrity.found import Found
 from nextscale.integrity.ledger import Ledger, exact
 from nextscale.integrity.settings import LedgerSettings
+from nextscale.integrity.statement import Made, attach
+from nextscale.models import find_model
 from nextscale.train.inputs import Inputs
 from nextscale.train.step import StepResult
 from nextscale.train.stopping import Stopped
@@ -63,6 +65,7 @@ class Writing:
     anchor: Path | None  #: file elsewhere that takes heads
     identity: str  #: the hash of the ledger's first record
     leave: Leave | None = None  #: by whose leave; None: nobody was asked
+    started: str = ""  #: time of this start
 
 
 class Recorder:
@@ -112,10 +115,10 @@ class Recorder:
             numbers["ms"] = round(1e3 * (time.perf_counter() - self._since), 1)
         self._submit(self._write_step, step, digest, numbers)
 
-    def weights(self, step: int, module: nn.Module) -> None:
-        """Every so often, record a digest of each weight after a step."""
+    def weights(self, step: int, module: nn.Module, *, always: bool = False) -> None:
+        """Every so often, or ``always``, record a digest of each weight after a step."""
         every = self.settings.weights_every
-        if self.writing is None or not every or step % every:
+        if self.writing is None or not (always or (every and step % every == 0)):
             return
         parameters = module.named_parameters()  # now, as the next step changes them
         digests = {name: tensors_digest({name: value})[:32] for name, value in parameters}
@@ -136,14 +139,28 @@ class Recorder:
         self.event("end", step=step, scores={name: exact(value) for name, value in scores.items()})
 
     def export(self, name: str, step: int) -> None:
-        """Record the files of a finished model in the run's folder."""
-        if self.writing is not None:
-            files = {
-                item.name: checkpoint.digest(item)
-                for item in sorted((self.folder / name).iterdir())
-                if item.is_file()
-            }
-            self.event("export", name=name, step=step, files=files)
+        """State how a finished model in the run's folder was made, and record its files."""
+        if self.writing is None:
+            return
+        self.wait()  # the statement names the ledger's head
+        attach(self.folder / name, self._made(self.writing, step))
+        files = {
+            item.name: checkpoint.digest(item)
+            for item in sorted((self.folder / name).iterdir())
+            if item.is_file()
+        }
+        self.event("export", name=name, step=step, files=files)
+
+    def _made(self, writing: Writing, step: int) -> Made:
+        inputs, first = writing.inputs, writing.found.history.first_start
+        settings = writing.facts["settings"]
+        parents = {"tokenizer_sha256": settings.get("tokenizer_from"), "init_sha256": settings.get("init")}
+        return Made(
+            run=self.folder.resolve().name, step=step, started=first["time"] if first else writing.started,
+            facts=writing.facts, code=inputs.fingerprint.lines if inputs.fingerprint else {},
+            data=inputs.sets, leave=writing.leave, ledger=writing.identity, head=writing.ledger.head,
+            parents={name: find_model(model) for name, model in parents.items() if model},
+        )  # fmt: skip
 
     def seal(self, step: int, ranks: Distributed) -> Seal | None:
         """What records the checkpoint of a step; all processes call it. None where ledgers are off."""

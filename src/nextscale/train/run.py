@@ -111,6 +111,8 @@ def _describe(run: TokenizerRun | PriorRun | ClassifierRun, task: Task) -> dict[
         description["tokens_sha256"] = task.cache.sha256
     if isinstance(task, TokenizerTask):
         description |= task.digests
+    if isinstance(task, PriorBase | TokenizerTask) and task.init_digest:
+        description["init_sha256"] = task.init_digest
     return description
 
 
@@ -164,11 +166,12 @@ def _check_processes(run: TokenizerRun | PriorRun | ClassifierRun, ranks: Distri
         )
     if run.loop.sharding == "full" and ranks.world_size > 1:
         check_torch()
-        if run.ledger.weights_every:
-            raise ValueError(
-                f"ledger.weights_every {run.ledger.weights_every} with loop.sharding full: no process has "
-                "whole weights to digest; leave it out, checkpoints have their digests"
-            )
+        for name in ("weights_every", "audit_every"):
+            if getattr(run.ledger, name):
+                raise ValueError(
+                    f"ledger.{name} {getattr(run.ledger, name)} with loop.sharding full: no process "
+                    "has whole weights to digest; leave it out, checkpoints have their digests"
+                )
 
 
 def _processes(run: TokenizerRun | PriorRun | ClassifierRun, task: Task, ranks: Distributed) -> str:

@@ -66,9 +66,11 @@ class TokenizerTask:
 
     def _start_from_init(self) -> list[str]:
         """Take the weights of `init`, where it is set. Returns what to say about it."""
+        self.init_digest = ""
         if not self.run.init:
             return []
         home = find_trusted_model(self.run.init, self.run.ledger.verify_with)
+        self.init_digest = checkpoint.digest(home / "tokenizer.safetensors")
         tensors = checkpoint.read_tensors(home / "tokenizer.safetensors")
         return start_from(self.tokenizer, tensors, source=self.run.init).lines(self.run.init)
 
