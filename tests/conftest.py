@@ -43,11 +43,20 @@ def clean_state() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+#: When something finds an attack, by what it is.
+WHEN = {
+    "audit": "while training", "chain of the ledger": "when read", "explain": "afterwards",
+    "fingerprint": "at the start", "look at the memory": "while training", "policy": "at the start",
+    "reading": "when read", "replay": "afterwards", "signature": "when read", "verify": "afterwards",
+    "start, by fingerprint and images": "at the start", "start, by the ledger": "at the start",
+}  # fmt: skip
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Have the report of an attack say what must find it."""
+    """Have the report of an attack say what must find it, and what the test looks for in its words."""
     mark = item.get_closest_marker("attack")
     if mark is not None:
-        item.user_properties.append(("attack", mark.kwargs["by"]))
+        item.user_properties.append(("attack", (mark.kwargs["by"], mark.kwargs["names"])))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -55,14 +64,16 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if config.getoption("markexpr") != "attack":
         return
     rows = [
-        (dict(report.user_properties)["attack"], report.nodeid.partition("::")[2], found, report.duration)
+        (*dict(report.user_properties)["attack"], report.nodeid.partition("::")[2], found, report.duration)
         for found, kind in (("found", "passed"), ("NOT FOUND", "failed"))
         for report in terminalreporter.getreports(kind)
         if report.when == "call" and report.user_properties
     ]
-    for by, name, found, seconds in sorted(rows):
-        terminalreporter.write_line(f"{found:9}  {by:32}  {seconds:6.2f} s  {name}")
-    missed = sum(found != "found" for _, _, found, _ in rows)
+    for by, names, attack, found, seconds in sorted(rows):
+        terminalreporter.write_line(
+            f"{found:9}  {WHEN[by]:14}  {by:32}  {names:32}  {seconds:6.2f} s  {attack}"
+        )
+    missed = sum(found != "found" for *_, found, _ in rows)
     terminalreporter.write_line(f"{len(rows)} attacks, {missed} not found by what should find them")
 
 

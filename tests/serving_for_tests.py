@@ -106,14 +106,17 @@ class Running:
 @contextmanager
 def running(
     *, generator: Generator | None = None, gate: Gate | None = None, engine: dict[str, Any] | None = None,
-    keys: Path | None = None, **server: Any,
+    keys: Path | None = None, model_digest: str = "", **server: Any,
 ) -> Iterator[Running]:  # fmt: skip
     """A server of a small model, named ``small``; it drains at the end."""
     generator = generator or random_generator()
     if gate is not None:
         gate(generator)
     settings = ServerSettings(port=0, keys=keys, **server)
-    app = build_app(generator, "small", engine=EngineSettings(**(engine or {})), server=settings)
+    app = build_app(
+        generator, "small", engine=EngineSettings(**(engine or {})), server=settings,
+        model_digest=model_digest,
+    )  # fmt: skip
     serving = build_server(app, settings, say=lambda _: None)
     thread = threading.Thread(target=serving.run)
     thread.start()

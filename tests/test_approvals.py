@@ -62,7 +62,7 @@ def test_another_machine_and_more_packages_are_no_matter(tmp_path: Path, policy:
     assert check_approval(tmp_path / "approval.json", _plan(code=moved), policy).names == ("alice", "bob")
 
 
-@pytest.mark.attack(by="policy")
+@pytest.mark.attack(by="policy", names="who has signed")
 def test_one_person_twice_is_one_person(tmp_path: Path, policy: Policy) -> None:
     for _ in range(2):
         assert _approve(tmp_path, "alice", policy, _plan()) == ["alice"]
@@ -74,7 +74,7 @@ def test_one_person_twice_is_one_person(tmp_path: Path, policy: Policy) -> None:
         check_approval(tmp_path / "approval.json", _plan(), policy)
 
 
-@pytest.mark.attack(by="policy")
+@pytest.mark.attack(by="policy", names="both names of the key")
 def test_one_key_under_two_names_is_no_policy(tmp_path: Path, policy: Policy) -> None:
     shutil.copyfile(tmp_path / "alice.pem", tmp_path / "alina.pem")
     (tmp_path / "twins.toml").write_text('[keys]\nalice = "alice.pem"\nalina = "alina.pem"\n')
@@ -82,7 +82,7 @@ def test_one_key_under_two_names_is_no_policy(tmp_path: Path, policy: Policy) ->
         read_policy(tmp_path / "twins.toml")
 
 
-@pytest.mark.attack(by="policy")
+@pytest.mark.attack(by="policy", names="setting, images, file or package")
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -110,7 +110,7 @@ def test_what_was_not_approved_is_named(
         _approve(tmp_path, "carol", policy, _plan(**changes))
 
 
-@pytest.mark.attack(by="policy")
+@pytest.mark.attack(by="policy", names="who has signed")
 def test_an_edited_approval_has_no_signatures_left(tmp_path: Path, policy: Policy) -> None:
     for name in ("alice", "bob"):
         _approve(tmp_path, name, policy, _plan())
@@ -128,7 +128,7 @@ def test_an_edited_approval_has_no_signatures_left(tmp_path: Path, policy: Polic
         check_approval(tmp_path / "approval.json", plan, policy)
 
 
-@pytest.mark.attack(by="policy")
+@pytest.mark.attack(by="policy", names="its last day")
 def test_an_approval_ends(tmp_path: Path, policy: Policy) -> None:
     for name in ("alice", "bob"):
         yesterday = (datetime.now(UTC) - timedelta(days=1)).date().isoformat()
@@ -139,7 +139,7 @@ def test_an_approval_ends(tmp_path: Path, policy: Policy) -> None:
                 _approve(tmp_path, name, policy, _plan())
 
 
-@pytest.mark.attack(by="policy")
+@pytest.mark.attack(by="policy", names="the policy")
 def test_an_approval_is_about_one_policy(tmp_path: Path, policy: Policy) -> None:
     for name in ("alice", "bob"):
         _approve(tmp_path, name, policy, _plan())
@@ -245,7 +245,7 @@ def test_a_run_starts_and_goes_on_with_what_was_approved(
     assert "settings: optimizer.weight_decay is not as approved" in capsys.readouterr().err
 
 
-@pytest.mark.attack(by="policy")
+@pytest.mark.attack(by="policy", names="the policy")
 @pytest.mark.slow
 def test_a_run_under_a_policy_stays_under_it(home: Path, tmp_path: Path) -> None:
     from nextscale.train.run import plan_run
@@ -272,7 +272,7 @@ def test_a_run_under_a_policy_stays_under_it(home: Path, tmp_path: Path) -> None
         pictures[0].write_bytes(content)
 
 
-@pytest.mark.attack(by="policy")
+@pytest.mark.attack(by="policy", names="the tokenizer")
 def test_a_tokenizer_that_is_not_signed_is_refused(home: Path, tmp_path: Path) -> None:
     run = tiny_run("prior", home)
     ledger = run.ledger.model_copy(update={"verify_with": str(home / "bob.pem")})

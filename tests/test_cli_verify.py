@@ -122,7 +122,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.attack(by="verify")
+@pytest.mark.attack(by="verify", names="record, file or model")
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_what_was_changed_is_found(attack: str, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _verify(capsys, run_folder)[0] == 0
@@ -141,7 +141,7 @@ def test_heads_of_another_run_are_no_proof(
     assert code == 1 and "holds no head of this run" in text
 
 
-@pytest.mark.attack(by="verify")
+@pytest.mark.attack(by="verify", names="the record")
 def test_a_folder_put_back_whole_contradicts_the_heads_elsewhere_only(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,7 +161,7 @@ def test_a_folder_put_back_whole_contradicts_the_heads_elsewhere_only(
         shutil.copytree(kept, folder)
 
 
-@pytest.mark.attack(by="verify")
+@pytest.mark.attack(by="verify", names="step and both rates")
 def test_a_learning_rate_that_is_slightly_another_is_found(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,7 +191,7 @@ def test_what_is_no_run_or_has_no_ledger(
     assert code == 2 and "has no ledger: it was trained without one" in text
 
 
-@pytest.mark.attack(by="verify")
+@pytest.mark.attack(by="verify", names="the steps, how much slower")
 def test_slow_stretches_are_told() -> None:
     steady = [(step, 10.0 + step % 3) for step in range(1, 201)]
     assert slow_stretches(steady) == []
@@ -200,7 +200,7 @@ def test_slow_stretches_are_told() -> None:
     assert slow_stretches(slow[:120]) == [] == slow_stretches([])
 
 
-@pytest.mark.attack(by="verify")
+@pytest.mark.attack(by="verify", names="the steps, how much slower")
 @pytest.mark.slow
 @pytest.mark.parametrize("slowed", [False, True])
 def test_a_training_that_is_slowed_down_is_told(

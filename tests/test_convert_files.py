@@ -52,7 +52,7 @@ KINDS = (
 )  # fmt: skip
 
 
-@pytest.mark.attack(by="reading")
+@pytest.mark.attack(by="reading", names="what it would have run")
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,7 +69,7 @@ def test_executable_content_is_refused(tmp_path: Path, kind: str, zipped: bool, 
     assert "_rebuild_tensor" not in message and "OrderedDict" not in message and "Storage" not in message
 
 
-@pytest.mark.attack(by="reading")
+@pytest.mark.attack(by="reading", names="what it would have run")
 def test_a_plain_pickle_is_refused_by_name(tmp_path: Path) -> None:
     path, marker = tmp_path / "model.pth", tmp_path / "marker"
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):

@@ -211,7 +211,7 @@ ATTACKS: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.attack(by="explain")
+@pytest.mark.attack(by="explain", names="the link that breaks")
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_where_the_chain_breaks_is_named(
     attack: str, chain: Path, home: Path, capsys: pytest.CaptureFixture[str]
@@ -225,7 +225,7 @@ def test_where_the_chain_breaks_is_named(
     assert code == 1 and any(expected in line for line in broken), text
 
 
-@pytest.mark.attack(by="explain")
+@pytest.mark.attack(by="explain", names="both models")
 def test_a_picture_of_another_model_is_told(
     chain: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,7 +233,7 @@ def test_a_picture_of_another_model_is_told(
     assert code == 1 and "BROKEN: " in text and "was made by model" in text
 
 
-@pytest.mark.attack(by="signature")
+@pytest.mark.attack(by="signature", names="the model")
 def test_a_statement_is_signed_with_the_weights(
     chain: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

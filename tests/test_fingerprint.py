@@ -144,7 +144,7 @@ def test_it_names_code_packages_interpreter_and_machine(honest: dict[str, str]) 
     assert set(code_files()) == {name.removeprefix("code:") for name in honest if name.startswith("code:")}
 
 
-@pytest.mark.attack(by="fingerprint")
+@pytest.mark.attack(by="fingerprint", names="file, package or variable")
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_what_was_changed_is_named(attack: str, honest: dict[str, str], site: Path) -> None:
     change, expected = ATTACKS[attack]
@@ -153,7 +153,7 @@ def test_what_was_changed_is_named(attack: str, honest: dict[str, str], site: Pa
     assert re.search(expected, _told(honest, after)), _told(honest, after)
 
 
-@pytest.mark.attack(by="fingerprint")
+@pytest.mark.attack(by="fingerprint", names="the cache")
 def test_caches_that_need_no_source_are_named(site: Path) -> None:
     source = site / "toy/step.py"
     py_compile.compile(

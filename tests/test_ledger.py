@@ -88,7 +88,7 @@ ATTACKS: dict[str, tuple[Callable[[Lines], Lines], int, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.attack(by="chain of the ledger")
+@pytest.mark.attack(by="chain of the ledger", names="the first bad record")
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_what_is_done_to_the_file_is_found(attack: str, tmp_path: Path) -> None:
     write_ledger(tmp_path / "l")

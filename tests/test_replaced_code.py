@@ -95,7 +95,7 @@ def test_there_is_no_false_alarm_here() -> None:
     assert Watch(LOOKED_AT).changed() == []
 
 
-@pytest.mark.attack(by="look at the memory")
+@pytest.mark.attack(by="look at the memory", names="module and function")
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_what_was_replaced_is_named(attack: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
@@ -116,7 +116,7 @@ def test_what_torch_compile_adds_to_a_module_is_no_alarm(monkeypatch: pytest.Mon
     assert replaced_functions(_modules(schedules)) == [] and watch.changed() == []
 
 
-@pytest.mark.attack(by="look at the memory")
+@pytest.mark.attack(by="look at the memory", names="the function")
 def test_the_code_and_defaults_inside_a_function_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(LOOKED_AT)
     monkeypatch.setattr(
@@ -213,7 +213,7 @@ OBJECTS: dict[str, tuple[Callable[[Watching], Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.attack(by="look at the memory")
+@pytest.mark.attack(by="look at the memory", names="layer, parameter or attribute")
 @pytest.mark.parametrize("attack", OBJECTS)
 def test_what_was_put_into_objects_is_named(attack: str, watching: Watching) -> None:
     put, expected = OBJECTS[attack]
@@ -228,7 +228,7 @@ def test_what_was_put_into_objects_is_named(attack: str, watching: Watching) -> 
             handle.remove()
 
 
-@pytest.mark.attack(by="look at the memory")
+@pytest.mark.attack(by="look at the memory", names="the function")
 def test_a_cache_that_differs_from_its_source_is_found(tmp_path: Path) -> None:
     """Python takes a cache whose header has the source's size and time, whatever is in it."""
     code = f"""

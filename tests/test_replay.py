@@ -80,7 +80,7 @@ def name_of_a_weight(home: Path) -> str:
     return names[0]
 
 
-@pytest.mark.attack(by="replay")
+@pytest.mark.attack(by="replay", names="step and tensor")
 @pytest.mark.parametrize("weights_every", [0, 1])
 def test_one_spoiled_weight_is_located(
     weights_every: int, home: Path, tmp_path: Path, name_of_a_weight: str, monkeypatch: pytest.MonkeyPatch,
@@ -107,7 +107,7 @@ def test_one_spoiled_weight_is_located(
         assert re.match(r"FOUND: after step 8, \d+ tensors differ, the first one ", found[1])
 
 
-@pytest.mark.attack(by="replay")
+@pytest.mark.attack(by="replay", names="step and tensor")
 def test_a_flipped_gradient_is_located(
     home: Path, tmp_path: Path, name_of_a_weight: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -190,7 +190,7 @@ def test_two_processes_replay_what_two_have_trained(home: Path, tmp_path: Path) 
     assert alone.returncode == 2 and "was trained by 2 processes, here are 1" in alone.stderr
 
 
-@pytest.mark.attack(by="replay")
+@pytest.mark.attack(by="replay", names="step and both losses")
 @pytest.mark.slow
 def test_a_process_that_lies_is_found(home: Path, tmp_path: Path) -> None:
     """It trains one step on other labels than it says that it has read."""

@@ -224,3 +224,36 @@ def test_a_signal_under_load_loses_nobody(tmp_path: Path) -> None:
                 thread.join(WAIT)
         assert process.wait(WAIT) == 0
     assert len(answers) == len(asked) and set(answers) <= {"pictures", "told", "refused"}
+
+
+def test_a_body_that_does_not_come_is_given_up() -> None:
+    with running(read_timeout_s=0.3) as server:
+        address = urlsplit(server.url)
+        with socket.create_connection((address.hostname, address.port), timeout=WAIT) as connection:
+            head = (
+                f"POST /v1/images/generations HTTP/1.1\r\nHost: {address.netloc}\r\n"
+                f"Content-Type: application/json\r\nContent-Length: {len(STREAM)}\r\n\r\n"
+            )
+            connection.sendall(head.encode() + STREAM[:9])
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            assert answer.status == 408 and json.loads(answer.read())["error"]["code"] == "too_slow"
+        # who sends all of it may then wait longer than that for pictures
+        assert server.client().images.generate(prompt="frog").data
+
+
+def test_no_more_requests_than_can_be_held() -> None:
+    gate = Gate()
+    with running(gate=gate, max_open=3) as server, server.client() as client:
+        gate.shut()
+        held = [opened(server) for _ in range(3)]
+        assert gate.reached.wait(WAIT)
+        until(lambda: server.engine.state().queued == 2, "all are accepted")
+        with pytest.raises(openai.InternalServerError, match="3 requests are worked on already") as refused:
+            client.images.generate(prompt="frog")
+        assert refused.value.status_code == 503 and refused.value.response.headers["Retry-After"] == "1"
+        gate.open.set()
+        for connection in held:
+            connection.close()
+        until(lambda: server.engine.state().running == 0, "they are gone")
+        assert client.images.generate(prompt="frog").data

@@ -102,7 +102,7 @@ def _garbage(model: Path, home: Path) -> None:
     (model / "model.sig").write_text("{}")
 
 
-@pytest.mark.attack(by="signature")
+@pytest.mark.attack(by="signature", names="the file")
 @pytest.mark.parametrize(
     ("attack", "named"),
     [
@@ -134,7 +134,7 @@ def test_nothing_is_read_before_the_signature_is_checked(model: Path, home: Path
         Generator.load(model, verify_with=home / "alice.pem")
 
 
-@pytest.mark.attack(by="signature")
+@pytest.mark.attack(by="signature", names="the file")
 def test_a_signature_that_ignores_the_weights_vouches_for_nothing(model: Path, home: Path) -> None:
     (model / "model.sig").unlink()
     ignored = ["--ignore-paths", model / "prior.safetensors"]

@@ -76,7 +76,7 @@ def _other_chance(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loader, "sample_uniforms", lambda *words: uniforms(*words)[::-1].copy())
 
 
-@pytest.mark.attack(by="audit")
+@pytest.mark.attack(by="audit", names="step, number or tensor")
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -159,7 +159,7 @@ def test_two_processes_are_audited_by_two(home: Path, tmp_path: Path) -> None:
     assert outcomes == [(12, "as recorded")]
 
 
-@pytest.mark.attack(by="audit")
+@pytest.mark.attack(by="audit", names="step and both losses")
 @pytest.mark.slow
 def test_a_process_that_lies_ends_the_run_of_both(home: Path, tmp_path: Path) -> None:
     done = _train_by_two(home, tmp_path / "run", "lie")

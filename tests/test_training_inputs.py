@@ -42,7 +42,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_home(tmp_path_factory.mktemp("checked"))
 
 
-@pytest.mark.attack(by="start, by fingerprint and images")
+@pytest.mark.attack(by="start, by fingerprint and images", names="the variable")
 @pytest.mark.slow
 def test_variables_that_load_code_are_refused_and_others_told(
     checked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -65,7 +65,7 @@ def test_variables_that_load_code_are_refused_and_others_told(
     assert _records(folder, "resume")[1]["accepted"] == ["variable PYTHONSTARTUP is new"]
 
 
-@pytest.mark.attack(by="start, by fingerprint and images")
+@pytest.mark.attack(by="start, by fingerprint and images", names="the function")
 @pytest.mark.slow
 def test_a_run_does_not_start_with_code_that_was_replaced(
     checked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -75,7 +75,7 @@ def test_a_run_does_not_start_with_code_that_was_replaced(
     assert "prior_task.PriorTask.loss is not what its source file says" in _refusal(run, tmp_path / "run")[0]
 
 
-@pytest.mark.attack(by="start, by fingerprint and images")
+@pytest.mark.attack(by="start, by fingerprint and images", names="the function")
 @pytest.mark.slow
 @pytest.mark.parametrize(("every", "step", "kept"), [(1, 5, [4]), (100, 8, [4])])
 def test_code_replaced_while_a_run_goes_on_ends_it_before_its_next_checkpoint(
@@ -97,7 +97,7 @@ def test_code_replaced_while_a_run_goes_on_ends_it_before_its_next_checkpoint(
     assert "cross_entropy" in _records(folder, "failed")[0]["text"]
 
 
-@pytest.mark.attack(by="start, by fingerprint and images")
+@pytest.mark.attack(by="start, by fingerprint and images", names="the file")
 @pytest.mark.slow
 def test_files_changed_on_disk_while_a_run_goes_on_are_recorded_and_then_refused(
     checked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -157,7 +157,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.attack(by="start, by fingerprint and images")
+@pytest.mark.attack(by="start, by fingerprint and images", names="the image")
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_image_that_was_changed_has_a_name(attack: str, home: Path) -> None:
     run, folder = tiny_run("classifier", home, num_steps=1), home / "run"

@@ -124,7 +124,7 @@ def test_going_on_repeats_steps_to_the_bit_and_says_so(home: Path, run_folder: P
     assert look(run_folder, anchor=None).differences == ()
 
 
-@pytest.mark.attack(by="start, by the ledger")
+@pytest.mark.attack(by="start, by the ledger", names="the step")
 def test_a_repeated_step_that_comes_out_otherwise_is_told(
     home: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,7 +233,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@pytest.mark.attack(by="start, by the ledger")
+@pytest.mark.attack(by="start, by the ledger", names="record or file")
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_folder_that_does_not_fit_its_ledger_is_refused_until_that_is_accepted(
     attack: str, home: Path, run_folder: Path
@@ -258,7 +258,7 @@ def test_a_folder_that_does_not_fit_its_ledger_is_refused_until_that_is_accepted
     train_quietly(run, run_folder)  # once accepted, a difference is none
 
 
-@pytest.mark.attack(by="start, by the ledger")
+@pytest.mark.attack(by="start, by the ledger", names="how many records")
 def test_heads_elsewhere_know_what_the_folder_has_forgotten(home: Path, tmp_path: Path) -> None:
     run = _with(tiny_run("prior", home), anchor=str(tmp_path / "far" / "heads.jsonl"))
     folder = tmp_path / "run"

@@ -23,7 +23,7 @@ from nextscale.generate.editing import box_mask
 from nextscale.generate.folder import model_digest
 from nextscale.generate.generator import Generator
 from nextscale.generate.provenance import EditRecord, pixels_digest, write_png
-from nextscale.generate.reproduce import records
+from nextscale.generate.reproduce import in_batches, records
 from nextscale.generate.request import Label, resolve_label
 from nextscale.generate.settings import EditSettings
 from nextscale.models import find_model
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         "dtype": str(generator.dtype).removeprefix("torch."),
     }  # fmt: skip
     carried = records(
-        generator, [label] * len(drawn.seeds), drawn.seeds, batch=_BATCH,
+        generator, [label] * len(drawn.seeds), drawn.seeds, places=in_batches(len(drawn.seeds), _BATCH),
         model_digest=model_digest(find_model(options.model)), sampling=sampling_options(options),
         edit=_edit_record(options, own, given, keep),
     )[best]  # fmt: skip

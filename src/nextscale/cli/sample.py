@@ -20,7 +20,7 @@ from nextscale.evaluate.npz import LABELS, new_npz
 from nextscale.generate.folder import model_digest
 from nextscale.generate.generator import Generator
 from nextscale.generate.provenance import write_png
-from nextscale.generate.reproduce import records
+from nextscale.generate.reproduce import in_batches, records
 from nextscale.generate.request import Label, resolve_label
 from nextscale.generate.settings import SamplingSettings
 from nextscale.models import find_model
@@ -125,7 +125,8 @@ def _write(
     if options.png:
         (place / "images").mkdir()
         carried = records(
-            generator, labels, record["seeds"], batch=1 if options.keep_best else options.batch,
+            generator, labels, record["seeds"],
+            places=in_batches(len(labels), 1 if options.keep_best else options.batch),
             model_digest=model_digest(find_model(options.model)),
             sampling=sampling_options(options), smooth=options.smooth,
         )  # fmt: skip

@@ -51,8 +51,11 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
             return _run_replicas(options, name, engine=engine, server=server, say=say)
         from nextscale.serve.running import build_app, run_server
     from nextscale.cli.sample import load_model
+    from nextscale.generate.folder import model_digest
+    from nextscale.models import find_model
 
-    run_server(build_app(load_model(options), name, engine=engine, server=server), server, say=say)
+    generator, digest = load_model(options), model_digest(find_model(options.model))
+    run_server(build_app(generator, name, engine=engine, server=server, model_digest=digest), server, say=say)
     return None
 
 

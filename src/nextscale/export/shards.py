@@ -21,7 +21,7 @@ from nextscale import checkpoint
 from nextscale.distributed import Distributed
 from nextscale.generate.generator import Generator
 from nextscale.generate.provenance import png_bytes
-from nextscale.generate.reproduce import records
+from nextscale.generate.reproduce import in_batches, records
 from nextscale.generate.request import Label, resolve_label
 
 Format = Literal["parquet", "webdataset"]
@@ -131,8 +131,8 @@ def _draw(
         labels, seeds = plan.labels[part], plan.seeds[part]
         images = generator(labels, seeds=seeds, smooth=plan.smooth, **plan.sampling).images
         carried = records(
-            generator, labels, seeds, batch=len(images), model_digest=plan.model_digest,
-            sampling=dict(plan.sampling), smooth=plan.smooth,
+            generator, labels, seeds, places=in_batches(len(images), len(images)),
+            model_digest=plan.model_digest, sampling=dict(plan.sampling), smooth=plan.smooth,
         )  # fmt: skip
         for index, (image, record) in enumerate(zip(images, carried, strict=True), start=first):
             number = resolve_label(record.label, generator.class_names)

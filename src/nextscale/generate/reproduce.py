@@ -39,9 +39,14 @@ def compare_pixels(first: numpy.ndarray, second: numpy.ndarray) -> Difference:
     return Difference(int((apart > 0).sum()), apart.size, int(apart.max()))
 
 
+def in_batches(count: int, batch: int) -> list[tuple[int, int]]:
+    """For each of so many images: its row in its batch, and how many images that has."""
+    return [(index % batch, min(batch, count - index // batch * batch)) for index in range(count)]
+
+
 def records(
-    generator: Generator, labels: Sequence[Label], seeds: Sequence[int], *, batch: int, model_digest: str,
-    sampling: dict[str, Any], **more: Any,
+    generator: Generator, labels: Sequence[Label], seeds: Sequence[int], *,
+    places: Sequence[tuple[int, int]], model_digest: str, sampling: dict[str, Any], **more: Any,
 ) -> list[Record]:  # fmt: skip
     """A record for each image of a call.
 
@@ -49,21 +54,20 @@ def records(
         generator: that makes them.
         labels: one per image.
         seeds: likewise.
-        batch: images that are made at a time.
+        places: the row of each in its batch, and how many images that has (`in_batches`).
         model_digest: of the folder that the generator was loaded from.
         sampling: the settings that were given, one value for all images.
         more: smooth or edit.
     """
     names, made = generator.class_names, []
-    for index, (label, seed) in enumerate(zip(labels, seeds, strict=True)):
+    for label, seed, (row, batch) in zip(labels, seeds, places, strict=True):
         number = None if label is None else resolve_label(label, names)
         more_of_label = {} if number is None else {"class_name": names[number]}
         made.append(
             new_record(
                 torch_version=torch.__version__, device=generator.prior.position.device.type,
                 dtype=str(generator.dtype), model_digest=model_digest, sampling=generator.sampling(sampling),
-                label=number, seed=int(seed), row=index % batch,
-                batch=min(batch, len(labels) - index // batch * batch), **more_of_label, **more,
+                label=number, seed=int(seed), row=row, batch=batch, **more_of_label, **more,
             )
         )  # fmt: skip
     return made

@@ -45,7 +45,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 
 def create_app(
     engine: Engine, settings: ServerSettings, *, name: str, metrics: Metrics,
-    keys: Mapping[str, str] | None = None,
+    keys: Mapping[str, str] | None = None, model_digest: str = "",
 ) -> FastAPI:  # fmt: skip
     """An app around an engine, which it starts and drains.
 
@@ -55,6 +55,7 @@ def create_app(
         name: of the model, as clients call it.
         metrics: what ``/metrics`` shows.
         keys: hashes of API keys by name; None: anybody on this machine may ask.
+        model_digest: of the model's folder, for what pictures say of themselves; empty: they say nothing.
     """
 
     @asynccontextmanager
@@ -67,7 +68,7 @@ def create_app(
         title="nextscale", version=nextscale.__version__, lifespan=alive, docs_url=None, redoc_url=None,
         description="Pictures from a next-scale model.",
     )  # fmt: skip
-    app.state.service = Service(engine, settings, name, int(time.time()), metrics)
+    app.state.service = Service(engine, settings, name, int(time.time()), metrics, model_digest)
     metrics.watch(engine)
     bearer = Security(HTTPBearer(auto_error=False, description="one of the server's API keys"))
     for part in (images_api, native_api):

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -229,8 +230,9 @@ class Engine:
             place for place, waiting in enumerate(made)
             if not waiting.ended and (stage.last or stage.number in waiting.shown)
         ]  # fmt: skip
+        firsts = [0, *accumulate(waiting.size for waiting in made)]
         for place, images in zip(wanted, stage.pictures(wanted), strict=True):
-            update = Update(stage.number, images, finished=stage.last)
+            update = Update(stage.number, images, stage.last, first=firsts[place], together=firsts[-1])
             if stage.last:
                 made[place].end(update)
                 continue

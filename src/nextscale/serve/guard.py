@@ -1,4 +1,4 @@
-"""What stands before the routes: who asks, how often, how much, and how slowly it reads.
+"""What stands before the routes: who asks, how often, how much, and how slowly it sends and reads.
 
 Special here: all of it is decided before a body is read, but for its length, which is counted while it comes.
 Without keys only pages of this machine may ask: a site that a browser happens to show is turned away by its
@@ -46,6 +46,7 @@ class Guard:
     ) -> None:
         self._app, self._settings, self._keys, self._metrics = app, settings, keys, metrics
         self._rates = Rates(settings.rate)
+        self._open = 0  #: requests that are worked on
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # nothing here speaks that
@@ -65,6 +66,7 @@ class Guard:
             async with asyncio.timeout(self._settings.write_timeout_s):  # of a client that does not read
                 await send(message)
 
+        self._open += 1
         try:
             self._check(scope)
             await self._app(scope, self._counting(receive), sending)
@@ -79,12 +81,17 @@ class Guard:
             _LOG.exception("a request to %s failed", _route(scope))
             refusal = ApiError(500, "something went wrong; the server has noted it", code="server_error")
             await refusal.response(scope, receive, sending)
+        finally:
+            self._open -= 1
 
     def _check(self, scope: Scope) -> None:
         """Refuse what shall not be read. Raises ApiError."""
         headers, path = Headers(scope=scope), scope["path"]
         if path in _OPEN:
             return
+        if self._open > self._settings.max_open:
+            message = f"{self._settings.max_open} requests are worked on already: try again later"
+            raise ApiError(503, message, code="too_busy", headers={"Retry-After": "1"})
         guarded = path.startswith(_GUARDED)
         if self._keys is None or not guarded:  # the page knows its visitors by a cookie
             _check_origin(headers, here=self._keys is None)
@@ -113,11 +120,20 @@ class Guard:
         return name
 
     def _counting(self, receive: Receive) -> Receive:
-        count = 0
+        count, whole = 0, False
+        until = asyncio.get_running_loop().time() + self._settings.read_timeout_s
 
         async def receiving() -> Message:
-            nonlocal count
-            message = await receive()
+            nonlocal count, whole
+            if whole:  # what comes now is that the client leaves
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                text = f"the body did not come within {self._settings.read_timeout_s:g} s: send it faster"
+                raise ApiError(408, text, code="too_slow", headers={"Connection": "close"}) from None
+            whole = not message.get("more_body", False)
             count += len(message.get("body", b""))
             if count > self._settings.max_body:
                 raise self._too_large()

@@ -7,20 +7,19 @@ ones before the last. Fields beyond that API go through the client's ``extra_bod
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-import numpy
 from fastapi import APIRouter, Depends, Form, UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
+from nextscale.serve.carried import as_texts
 from nextscale.serve.errors import ApiError
 from nextscale.serve.events import Stream, event, finished
 from nextscale.serve.order import EditOrder, Order, Update
-from nextscale.serve.orders import edit_order, encoded, label_of, name_of_label, sampling_of, seeds_from
+from nextscale.serve.orders import edit_order, label_of, name_of_label, sampling_of, seeds_from
 from nextscale.serve.schema import Edit, Generation, Model, Models, Picture, Pictures, Usage
 from nextscale.serve.service import Service, service_of
 
@@ -100,7 +99,7 @@ async def _answer(
     if body.stream:
         return Stream(ticket, lambda update, number: _events(body, order, update, number, service))
     update = await finished(request, ticket)
-    pictures = await asyncio.to_thread(_encoded, update, body)
+    pictures = await asyncio.to_thread(_texts, update, order, body, service)
     prompt = name_of_label(order.labels[0], names)
     answer = Pictures(
         created=int(time.time()),
@@ -128,18 +127,13 @@ async def _events(
         common["usage"] = _usage(order, service).model_dump()
     else:
         common["partial_image_index"] = number
-    texts = await asyncio.to_thread(_encoded, update, body)
+    texts = await asyncio.to_thread(_texts, update, order, body, service)
     for place, (text, seed) in enumerate(zip(texts, order.seeds, strict=True)):
         yield event(name, {**common, "b64_json": text, "image_index": place, "seed": seed})
 
 
-def _encoded(update: Update, body: Generation | Edit) -> list[str]:
-    return [as_text(image, body.output_format or "png", body.output_compression) for image in update.images]
-
-
-def as_text(image: numpy.ndarray, output_format: str = "png", quality: int | None = None) -> str:
-    """A picture file in base64."""
-    return base64.b64encode(encoded(image, output_format, quality=quality)).decode()
+def _texts(update: Update, order: Order, body: Generation | Edit, service: Service) -> list[str]:
+    return as_texts(update, order, service, body.output_format or "png", body.output_compression)
 
 
 def _usage(order: Order, service: Service) -> Usage:

@@ -11,9 +11,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from nextscale.generate.settings import Task
+from nextscale.serve.carried import as_texts
 from nextscale.serve.errors import ApiError
 from nextscale.serve.events import Stream, event, finished
-from nextscale.serve.images_api import as_text, read_edit
+from nextscale.serve.images_api import read_edit
 from nextscale.serve.order import ALL, Order, Update
 from nextscale.serve.orders import label_of, sampling_of, seeds_from
 from nextscale.serve.schema import ModelCard, NativeEdit, NativeGeneration
@@ -74,16 +75,16 @@ async def edit(body: Annotated[NativeEdit, Form()], request: Request, service: S
 async def _answer(order: Order, request: Request, service: Service) -> Any:
     ticket = service.submit(order)
     if order.previews:
-        return Stream(ticket, lambda update, _: _events(update, ticket))
-    return JSONResponse(await _fields(await finished(request, ticket), ticket))
+        return Stream(ticket, lambda update, _: _events(update, ticket, service))
+    return JSONResponse(await _fields(await finished(request, ticket), ticket, service))
 
 
-async def _events(update: Update, ticket: Waiting) -> AsyncIterator[bytes]:
-    yield event("finished" if update.finished else "preview", await _fields(update, ticket))
+async def _events(update: Update, ticket: Waiting, service: Service) -> AsyncIterator[bytes]:
+    yield event("finished" if update.finished else "preview", await _fields(update, ticket, service))
 
 
-async def _fields(update: Update, ticket: Waiting) -> dict[str, Any]:
-    images = await asyncio.to_thread(lambda: [as_text(image) for image in update.images])
+async def _fields(update: Update, ticket: Waiting, service: Service) -> dict[str, Any]:
+    images = await asyncio.to_thread(as_texts, update, ticket.order, service)
     return {
         "scale": update.scale, "num_scales": ticket.num_stages, "finished": update.finished,
         "seeds": list(ticket.order.seeds), "images": images,

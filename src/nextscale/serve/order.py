@@ -55,6 +55,8 @@ class Update:
     scale: int  #: from 0
     images: numpy.ndarray  #: uint8 (B, H, W, 3)
     finished: bool
+    first: int = 0  #: row of the first one in its batch
+    together: int = 0  #: images of that batch, those of other orders too
 
 
 class Ticket(Protocol):

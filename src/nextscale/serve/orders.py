@@ -5,12 +5,8 @@ Letters: H W pixels.
 
 from __future__ import annotations
 
-import io
 import secrets
 from typing import Any
-
-import numpy
-from PIL import Image
 
 from nextscale.data.transforms import fit_to_task
 from nextscale.generate.request import resolve_label
@@ -83,17 +79,3 @@ def _place(text: str) -> tuple[float, float]:
         message = f"place {text!r}: expected DOWN,RIGHT, two numbers from 0 to 1"
         raise ApiError(400, message, code="invalid_value", param="place") from None
     return down, right
-
-
-def encoded(image: numpy.ndarray, output_format: str, *, quality: int | None = None) -> bytes:
-    """A picture as file.
-
-    Args:
-        image: uint8 (H, W, 3).
-        output_format: png, jpeg or webp.
-        quality: of jpeg and webp, 0 to 100.
-    """
-    buffer = io.BytesIO()
-    options = {} if output_format == "png" else {"quality": 90 if quality is None else quality}
-    Image.fromarray(image).save(buffer, output_format.upper(), **options)
-    return buffer.getvalue()

@@ -20,8 +20,10 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 
+from nextscale.generate.folder import model_digest
 from nextscale.generate.generator import Generator
 from nextscale.generate.precision import Dtype
+from nextscale.models import find_model
 from nextscale.serve.running import build_app, check_host
 from nextscale.serve.settings import EngineSettings, ServerSettings
 
@@ -48,7 +50,10 @@ class Replica:
         generator = Generator.load(
             served.model, device=served.device, dtype=served.dtype, verify_with=served.verify_with
         )
-        self._app = build_app(generator, served.name, engine=served.engine, server=served.server)
+        self._app = build_app(
+            generator, served.name, engine=served.engine, server=served.server,
+            model_digest=model_digest(find_model(served.model)),
+        )  # fmt: skip
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app

@@ -19,9 +19,17 @@ from nextscale.serve.settings import EngineSettings, ServerSettings
 
 
 def build_app(
-    generator: Generator, name: str, *, engine: EngineSettings, server: ServerSettings
+    generator: Generator, name: str, *, engine: EngineSettings, server: ServerSettings,
+    model_digest: str = "",
 ) -> FastAPI:  # fmt: skip
     """The app of one model.
+
+    Args:
+        generator: of it.
+        name: as clients call it.
+        engine: sizes of batch and queue.
+        server: where to listen, and limits.
+        model_digest: see `create_app`.
 
     Raises:
         ModuleNotFoundError: the page is wanted, and gradio is missing.
@@ -32,7 +40,9 @@ def build_app(
     assert generator.prior is not None  # complains of a model without one
     metrics = Metrics()
     made = Engine(generator, engine, observer=metrics.observer)
-    app = create_app(made, server, name=name, metrics=metrics, keys=keys)
+    app = create_app(
+        made, server, name=name, metrics=metrics, keys=keys, model_digest=model_digest
+    )  # fmt: skip
     if server.page:
         from nextscale.serve.page.blocks import mount_page
 

@@ -23,6 +23,7 @@ class Service:
     name: str  #: of the model
     created: int  #: Unix time of the start
     metrics: Metrics
+    model_digest: str = ""  #: `nextscale.generate.folder.model_digest`; empty: pictures carry no record
 
     @property
     def size(self) -> tuple[int, int]:

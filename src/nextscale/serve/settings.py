@@ -29,6 +29,8 @@ class ServerSettings(BaseModel):
     rate: int = Field(0, ge=0, description="requests a minute of one key; 0: as many as it likes")
     grace_s: float = Field(30.0, ge=0, description="seconds to finish what was accepted when closing down")
     page: bool = Field(False, description="whether there is a page for browsers, which needs gradio")
+    max_open: int = Field(512, ge=1, description="requests that are read, made and answered at a time")
+    read_timeout_s: float = Field(60.0, gt=0, description="seconds that a request's body may take to come")
     write_timeout_s: float = Field(
         30.0, gt=0, description="seconds a client may leave what it is sent unread"
     )
