@@ -21,7 +21,7 @@ from nextscale.train.run import _check_processes
 from nextscale.train.settings import PriorRun
 from nextscale.train.step import StepResult
 from nextscale.train.stopping import Stopped
-from ranks_for_tests import free_port, rank_environment
+from pairs_for_tests import by_two, train_by_two
 from runs_for_tests import make_home, tiny_run, train_quietly
 
 
@@ -152,31 +152,9 @@ def test_tolerance_lets_rounding_pass_and_nothing_else(
     assert _replay(capsys, tmp_path / "run", "--from", 0, "--to", 4, "--tolerance", 1e-7)[0] == 1
 
 
-_TRAIN_AS_RANK = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-from nextscale.distributed import joined
-from nextscale.train import loop as train_loop
-from runs_for_tests import *
-take = train_loop.take_step
-def lying(task, batch, *rest, **more):
-    if lying.calls == 5:
-        batch = replace(batch, labels_B=(batch.labels_B + 1) % 3)
-    lying.calls += 1
-    return take(task, batch, *rest, **more)
-lying.calls = 0
-with joined("cpu") as ranks:
-    if ranks.rank == 1 and sys.argv[3] == "lie":
-        train_loop.take_step = lying
-    run = tiny_run("prior", Path(sys.argv[1]), keep=9)
-    train_run(run, Path(sys.argv[2]), say=lambda _: None, progress=False, ranks=ranks)
-"""
-
-
 def _trained_by_two(home: Path, folder: Path, how: str) -> list[str]:
     """Train; returns the command that replays a stretch."""
-    _together([sys.executable, "-c", _TRAIN_AS_RANK, str(home), str(folder), how])
+    assert [code for code, *_ in train_by_two(home, folder, how)] == [0, 0]
     replay = [sys.executable, "-m", "nextscale.cli", "replay", str(folder), "--device", "cpu"]
     return [*replay, "--from", "4", "--to", "9"]
 
@@ -200,17 +178,9 @@ def test_a_process_that_lies_is_found(home: Path, tmp_path: Path) -> None:
 
 def _together(command: list[str], *, code: int = 0) -> str:
     """Run a command as two processes; what the first one says."""
-    port = free_port()
-    processes = [
-        subprocess.Popen(
-            command, env=rank_environment(rank, 2, port), cwd=Path(__file__).parent, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    done = [process.communicate(timeout=200) for process in processes]
-    assert [process.returncode for process in processes] == [code, 0], done
-    return done[0][0]
+    done = by_two(command)
+    assert [found for found, *_ in done] == [code, 0], done
+    return done[0][1]
 
 
 @pytest.mark.parametrize(

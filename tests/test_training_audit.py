@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from nextscale.integrity.ledger import FILE, follow
 from nextscale.integrity.settings import LedgerSettings
 from nextscale.train import auditing
 from nextscale.train.run import _check_processes
-from ranks_for_tests import free_port, rank_environment
+from pairs_for_tests import train_by_two
 from runs_for_tests import STEPS, make_home, tiny_run, train_quietly
 
 
@@ -111,50 +110,10 @@ def test_a_step_that_cannot_be_audited_is_told(
     assert re.search(r"note: record \d+: step 10, taken again by a fresh process: not taken: no memory", out)
 
 
-_TRAIN_AS_RANK = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-from nextscale.distributed import joined
-from nextscale.train import loop as train_loop
-from runs_for_tests import *
-take = train_loop.take_step
-def lying(task, batch, *rest, **more):
-    if lying.calls == 5:
-        batch = replace(batch, labels_B=(batch.labels_B + 1) % 3)
-    lying.calls += 1
-    return take(task, batch, *rest, **more)
-lying.calls = 0
-with joined("cpu") as ranks:
-    if ranks.rank == 1 and sys.argv[3] == "lie":
-        train_loop.take_step = lying
-    run = tiny_run("prior", Path(sys.argv[1]), keep=9)
-    every = 6 if sys.argv[3] == "lie" else 12
-    run = run.model_copy(update={"ledger": run.ledger.model_copy(update={"audit_every": every})})
-    try:
-        train_run(run, Path(sys.argv[2]), say=lambda _: None, progress=False, ranks=ranks)
-    except ValueError as error:
-        raise SystemExit(str(error))
-"""
-
-
-def _train_by_two(home: Path, folder: Path, how: str) -> list[tuple[int, str]]:
-    port = free_port()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _TRAIN_AS_RANK, str(home), str(folder), how],
-            env=rank_environment(rank, 2, port), cwd=Path(__file__).parent, text=True, stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]
-
-
 @pytest.mark.slow
 def test_two_processes_are_audited_by_two(home: Path, tmp_path: Path) -> None:
-    done = _train_by_two(home, tmp_path / "run", "honestly")
-    assert [code for code, _ in done] == [0, 0], done
+    done = train_by_two(home, tmp_path / "run", "honestly", audit_every=12)
+    assert [code for code, *_ in done] == [0, 0], done
     outcomes = [(record["step"], record["outcome"]) for record in _records(tmp_path / "run", "audit")]
     assert outcomes == [(12, "as recorded")]
 
@@ -162,9 +121,9 @@ def test_two_processes_are_audited_by_two(home: Path, tmp_path: Path) -> None:
 @pytest.mark.attack(by="audit", names="step and both losses")
 @pytest.mark.slow
 def test_a_process_that_lies_ends_the_run_of_both(home: Path, tmp_path: Path) -> None:
-    done = _train_by_two(home, tmp_path / "run", "lie")
-    assert [code for code, _ in done] == [1, 1]
-    assert all("step 6 comes out otherwise: loss was" in text for _, text in done), done
+    done = train_by_two(home, tmp_path / "run", "lie", audit_every=6)
+    assert [code for code, *_ in done] == [1, 1]
+    assert all("step 6 comes out otherwise: loss was" in text for *_, text in done), done
 
 
 def test_refusals(home: Path) -> None:
