@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -35,19 +36,19 @@ def _drawn(
     images: numpy.ndarray,
     labels: numpy.ndarray,
     given: int,
+    sampling: Any,
     *,
-    guidance: float,
     first: int,
 ) -> numpy.ndarray:
     """Images uint8 (B, H, W, 3) whose first scales are those of others."""
     wanted, seeds = labels.tolist(), range(first, first + len(labels))
     originals = to_model(images).to(generator.prior.position.device)
     if given == 0:
-        return generator(wanted, seeds=seeds, guidance=guidance).images
+        return generator(wanted, seeds=seeds, **sampling).images
     if given == generator.settings.schedule.num_scales:
         return to_uint8(generator.tokenizer.decode(generator.tokenizer.encode(originals)))
     return generator.edit(
-        originals, labels=wanted, seeds=seeds, task="variation", from_scale=given, guidance=guidance
+        originals, labels=wanted, seeds=seeds, task="variation", from_scale=given, **sampling
     ).images
 
 
@@ -59,6 +60,10 @@ def main() -> None:
     parser.add_argument("source", help="images of the classes of the bundled classifier")
     parser.add_argument("--reference", required=True, help="statistics of the training images")
     parser.add_argument("--guidance", type=float, nargs="+", default=[5.0])
+    parser.add_argument(
+        "--given", type=int, nargs="+", help="numbers of scales that are given (default: all)"
+    )
+    parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--limit", type=int, default=2000)
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     options = parser.parse_args()
@@ -69,12 +74,13 @@ def main() -> None:
     source, size = open_source(options.source), generator.tokenizer.image_size
     num_scales = generator.settings.schedule.num_scales
     print("| scales given | guidance | FD-CIFAR | class agreement |\n|---|---|---|---|")
-    for given in range(num_scales + 1):
+    for given in options.given or range(num_scales + 1):
         for guidance in options.guidance if given < num_scales else [0.0]:
             features, right, count = [], 0, 0
+            sampling = {"guidance": guidance, "temperature": options.temperature}
             batches = evaluation_batches(source, size=size, batch_size=_BATCH, limit=options.limit)
             for images, labels in tqdm(batches, total=-(-options.limit // _BATCH), disable=None, leave=False):
-                seen = extractor(_drawn(generator, images, labels, given, guidance=guidance, first=count))
+                seen = extractor(_drawn(generator, images, labels, given, sampling, first=count))
                 features.append(seen["pool"].double().cpu())
                 right += int((seen["logits"].argmax(dim=1).cpu().numpy() == labels).sum())
                 count += len(labels)
