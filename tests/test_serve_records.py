@@ -17,7 +17,12 @@ from models_for_tests import random_generator
 from nextscale.cli import main
 from nextscale.generate.folder import model_digest
 from nextscale.generate.provenance import read_png
-from serving_for_tests import Gate, Running, running
+from nextscale.serve.carried import as_texts
+from nextscale.serve.metrics import Metrics
+from nextscale.serve.order import Update
+from nextscale.serve.service import Service
+from nextscale.serve.settings import ServerSettings
+from serving_for_tests import Gate, Running, order, running
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +112,9 @@ def test_other_formats_and_pictures_on_the_way_carry_none(server: Running) -> No
     jpeg = client.images.generate(prompt="1", output_format="jpeg")
     assert jpeg.data is not None and jpeg.data[0].b64_json is not None
     assert b"nextscale" not in base64.b64decode(jpeg.data[0].b64_json)
-    stream = client.images.generate(prompt="1", stream=True, partial_images=1)
-    records = [Image.open(io.BytesIO(base64.b64decode(one.b64_json))).info for one in stream]
-    assert ["nextscale" in info for info in records] == [False, True]
+    service = Service(server.engine, ServerSettings(), "small", 0, Metrics(), model_digest="0" * 64)
+    images = numpy.zeros((1, 8, 8, 3), dtype=numpy.uint8)
+    for finished in (False, True):
+        update = Update(0, images, finished, first=0, together=1)
+        (text,) = as_texts(update, order(1), service)
+        assert ("nextscale" in Image.open(io.BytesIO(base64.b64decode(text))).info) == finished
