@@ -104,10 +104,13 @@ def test_a_step_that_cannot_be_audited_is_told(
     words = [sys.executable, "-c", "raise SystemExit('no memory left')"]
     monkeypatch.setattr(auditing, "_command", lambda *_: words)
     _, said = train_quietly(_run(home, 5), tmp_path / "run")
-    assert said.count("step 5 could not be audited: no memory left") == 1
+    assert said.count("step 5 could not be audited: exit code 1; it said last: no memory left") == 1
     assert main(["verify", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"note: record \d+: step 10, taken again by a fresh process: not taken: no memory", out)
+    assert re.search(
+        r"note: record \d+: step 10, taken again by a fresh process: not taken: exit code 1; it said last: no memory",
+        out,
+    )
 
 
 @pytest.mark.slow

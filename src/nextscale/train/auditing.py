@@ -119,7 +119,8 @@ class Auditor:
                 "checkpoint is kept: find out what this process or this machine does wrong, and start again"
             )
         else:
-            text = said.splitlines()[-1][:500] if said else f"exit code {code}"
+            how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}, as for want of memory"
+            text = f"{how}; it said last: {said.splitlines()[-1][:500] if said else 'nothing'}"
             self.recorder.event("audit", step=step, outcome="not taken", text=text)
             self.say(f"step {step} could not be audited: {text}")
 
