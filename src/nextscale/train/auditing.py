@@ -119,8 +119,10 @@ class Auditor:
                 "checkpoint is kept: find out what this process or this machine does wrong, and start again"
             )
         else:
-            how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}, as for want of memory"
-            text = f"{how}; it said last: {said.splitlines()[-1][:500] if said else 'nothing'}"
+            signal = f"killed by signal {-code}, as for want of memory"
+            how = f"exit code {code}" if code >= 0 else signal
+            last = said.splitlines()[-1][:500] if said else "nothing"
+            text = f"{how}; it said last: {last}"
             self.recorder.event("audit", step=step, outcome="not taken", text=text)
             self.say(f"step {step} could not be audited: {text}")
 
