@@ -3,8 +3,9 @@
     python benchmarks/serve_load.py cifar10-tiny --seconds 60
 
 It starts `nextscale serve` as a process of its own and asks it without pause; half of the requests stream
-with previews; labels, seeds and guidance differ. In turn with that it times a `Generator` in this process,
-in a thread as the server's: one image at a time, and batches as large as the server's were.
+with previews (``--stream-every 0``: none); labels, seeds and guidance differ. In turn with that it times a
+`Generator` in this process, in a thread as the server's: one image at a time, and batches as large as the
+server's were, of the same mix of guidance and without previews.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ LABELS, GUIDANCE = 10, (0.0, 1.5, 3.0, 5.0)
 class Client(threading.Thread):
     """Asks for one picture after the other."""
 
-    def __init__(self, address: str, number: int, until: float) -> None:
+    def __init__(self, address: str, number: int, until: float, *, stream_every: int) -> None:
         super().__init__()
-        self._address, self._number, self._until = address, number, until
+        self._address, self._number, self._until, self._every = address, number, until, stream_every
         self.seconds: list[float] = []
         self.preview_shares: list[float] = []
         self.statuses: Counter[int] = Counter()
@@ -45,7 +46,7 @@ class Client(threading.Thread):
                 "prompt": str((self._number + count) % LABELS), "seed": 1000 * self._number + count,
                 "guidance": GUIDANCE[(self._number + count) % len(GUIDANCE)],
             }  # fmt: skip
-            if (self._number + count) % 2:
+            if self._every and (self._number + count // len(GUIDANCE)) % self._every == 0:
                 body |= {"stream": True, "partial_images": 1 + count % 3}
             start, first = time.monotonic(), None
             headers = {"Content-Type": "application/json"}
@@ -79,11 +80,14 @@ def resident_mebibytes(process: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-def load(address: str, process: int, clients: int, seconds: float) -> dict[str, Any]:
+def load(
+    address: str, process: int, clients: int, seconds: float, *, stream_every: int
+) -> dict[str, Any]:  # fmt: skip
     """What so many clients saw, and the server."""
     before = {name: metric(address, f"nextscale_batch_images_{name}") for name in ("sum", "count")}
     start = time.monotonic()
-    threads = [Client(address, number, start + seconds) for number in range(clients)]
+    until = start + seconds
+    threads = [Client(address, number, until, stream_every=stream_every) for number in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -117,7 +121,7 @@ def _rate(generator: Generator, batch: int, seconds: float) -> float:
     count, start = 0, time.monotonic()
     while time.monotonic() - start < seconds:
         labels = [(count + place) % LABELS for place in range(batch)]
-        guidance = [GUIDANCE[place % len(GUIDANCE)] for place in range(batch)]
+        guidance = [GUIDANCE[(count + place) % len(GUIDANCE)] for place in range(batch)]
         generator(labels, seeds=range(count, count + batch), guidance=guidance)
         count += batch
     return count / (time.monotonic() - start)
@@ -132,6 +136,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="for each number of clients")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--rounds", type=int, default=3, help="in which the seconds are divided")
+    parser.add_argument("--stream-every", type=int, default=2, help="which requests stream; 0: none")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     command = [
@@ -143,12 +148,12 @@ def main() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         address = urlsplit(server.stdout.readline().split()[1]).netloc
-        load(address, server.pid, 16, 3)
+        load(address, server.pid, 16, 3, stream_every=options.stream_every)
         part = options.seconds / options.rounds
         for clients in options.clients:
             served, alone, single = [], [], []
             for _ in range(options.rounds):  # in turn, since the machine changes
-                served.append(load(address, server.pid, clients, part))
+                served.append(load(address, server.pid, clients, part, stream_every=options.stream_every))
                 batch = max(1, round(statistics.median(row["batch"] for row in served)))
                 alone.append(in_process(generator, batch, part / 3))
                 single.append(in_process(generator, 1, part / 3))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from nextscale import Generator
+from nextscale.generate.provenance import read_png
 from nextscale.serve.keys import new_key
+from page_for_tests import SOON, choose_class, files, fixed_seed, generate, paint, pictures
 from serving_for_tests import Gate, Running, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
@@ -22,7 +24,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
-SOON = 30_000  #: milliseconds, on a busy machine
+DIGEST = "5a" * 32  #: of the model, as its pictures say
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,9 @@ def gate() -> Gate:
 
 @pytest.fixture(scope="module")
 def server(gate: Gate) -> Iterator[Running]:
-    with running(generator=Generator.load("cifar10-tiny"), gate=gate, page=True) as started:
+    with running(
+        generator=Generator.load("cifar10-tiny"), gate=gate, page=True, model_digest=DIGEST
+    ) as started:
         yield started
 
 
@@ -58,41 +62,6 @@ def page(browser: Browser, server: Running) -> Iterator[Page]:
         assert len(asked) > 20 and [url for url in asked if not url.startswith(own)] == []
 
 
-def pictures(page: Page, gallery: str) -> list[numpy.ndarray]:
-    """Those of a gallery, once they change no more, as files: uint8 (H, W, 3)."""
-    shown, addresses = page.locator(f"{gallery} img"), None
-    while (now := shown.evaluate_all("found => found.map(one => one.src)")) != addresses:
-        addresses = now
-        page.wait_for_timeout(1000)
-    found = []
-    for address in addresses:
-        with Image.open(io.BytesIO(page.request.get(address).body())) as image:
-            assert image.format == "PNG"
-            found.append(numpy.asarray(image.convert("RGB")))
-    return found
-
-
-def choose_class(page: Page, typed: str, name: str) -> None:
-    field = page.get_by_label("Class").first
-    field.fill(typed)
-    page.get_by_role("option", name=name).click()
-    expect(field).to_have_value(name)
-
-
-def generate(page: Page) -> list[numpy.ndarray]:
-    """Pictures of other seeds than those before."""
-    before = page.locator("#status").inner_text()
-    page.click("#generate")
-    expect(page.locator("#status")).not_to_have_text(before, timeout=SOON, use_inner_text=True)
-    expect(page.locator("#status")).to_contain_text("Done in", timeout=SOON)
-    return pictures(page, "#pictures")
-
-
-def fixed_seed(page: Page, seed: int) -> None:
-    page.get_by_label("Something new every time").first.uncheck()
-    page.get_by_label("Seed").first.fill(str(seed))
-
-
 def test_a_class_is_searched_and_its_pictures_come_into_focus(
     page: Page, gate: Gate, server: Running
 ) -> None:
@@ -108,6 +77,9 @@ def test_a_class_is_searched_and_its_pictures_come_into_focus(
     expected = Generator.load("cifar10-tiny")(["frog"] * 4, seeds=range(5, 9))
     assert len(made) == 4 and numpy.array_equal(numpy.stack(made), expected.images)
     expect(page.locator("#pictures")).to_contain_text("frog · 5")
+    (record, *_) = [read_png(file)[1] for file in files(page, "#pictures")]
+    assert (record.class_name, record.seed, record.row, record.batch) == ("frog", 5, 0, 4)
+    assert record.model_digest == DIGEST
 
 
 def test_something_new_every_time(page: Page) -> None:
@@ -118,23 +90,10 @@ def test_something_new_every_time(page: Page) -> None:
     oldest = page.locator("#history button").filter(has=page.locator("img")).last
     oldest.click()
     expect(page.locator("#taken")).to_contain_text("Taken: airplane", timeout=SOON)
+    (alone,) = files(page, "#taken-picture")
+    assert numpy.array_equal(read_png(alone)[0], one[-1]), "the same picture, to be downloaded by itself"
     page.get_by_role("tab", name="Generate").click()
     assert numpy.array_equal(generate(page)[0], one[-1]), "the settings of the oldest, the last of its batch"
-
-
-def paint(page: Page) -> None:
-    """A stroke across the middle, as a hand makes it."""
-    box = page.locator("#editor canvas").first.bounding_box()
-    assert box is not None
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x - 80, y)
-    page.wait_for_timeout(500)
-    page.mouse.down()
-    for step in range(12):
-        page.mouse.move(x - 60 + 10 * step, y + step % 2 * 20, steps=3)
-        page.wait_for_timeout(100)
-    page.mouse.up()
-    page.wait_for_timeout(1500)
 
 
 def test_paint_and_fill(page: Page) -> None:
@@ -173,6 +132,9 @@ def test_a_box_of_an_uploaded_picture(page: Page, tmp_path: Path) -> None:
     page.get_by_role("tab", name="History").click()
     page.locator("#history button").filter(has=page.locator("img")).last.click()
     expect(page.locator("#taken")).to_contain_text("inpaint: an edit", timeout=SOON)
+    (edited,) = files(page, "#taken-picture")
+    record = read_png(edited)[1]
+    assert record.edit is not None and record.edit.task == "inpaint"
 
 
 def test_cancel(page: Page, gate: Gate, server: Running) -> None:
@@ -187,6 +149,62 @@ def test_cancel(page: Page, gate: Gate, server: Running) -> None:
     assert len(generate(page)) == 4
 
 
+def test_nothing_to_cancel(page: Page) -> None:
+    before = page.locator("#status").inner_text()
+    page.click("#cancel-generate")
+    page.wait_for_timeout(1000)
+    assert page.locator("#status").inner_text() == before
+    generate(page)
+    page.click("#cancel-generate")
+    page.wait_for_timeout(1000)
+    expect(page.locator("#status")).to_contain_text("Done in")
+
+
+def test_two_tabs_at_once_both_reach_the_open_history(page: Page, gate: Gate) -> None:
+    generate(page)
+    page.get_by_role("tab", name="Edit").click()
+    page.click("#take-last")
+    expect(page.locator("#edit-status")).to_contain_text("Paint over", timeout=SOON)
+    page.get_by_role("radio", name="Keep the coarse scales").check()
+    gate.shut()
+    page.click("#edit")
+    assert gate.reached.wait(SOON / 1000)
+    page.get_by_role("tab", name="Generate").click()
+    page.click("#generate")
+    page.get_by_role("tab", name="History").click()
+    gate.open.set()
+    expect(page.locator("#history img")).to_have_count(4 + 1 + 4, timeout=SOON)
+
+
+def test_an_edit_takes_the_settings_of_its_tab(page: Page, gate: Gate) -> None:
+    generate(page)
+    page.get_by_role("tab", name="Edit").click()
+    page.click("#take-last")
+    expect(page.locator("#edit-status")).to_contain_text("Paint over", timeout=SOON)
+    page.get_by_role("radio", name="Keep the coarse scales").check()
+    page.get_by_role("button", name="More settings").last.click()
+    page.get_by_label("number input for Guidance").last.fill("2.5")
+    page.get_by_label("number input for Guidance").last.press("Tab")
+    page.click("#edit")
+    expect(page.locator("#edit-status")).to_contain_text("Done in", timeout=SOON)
+    record = read_png(files(page, "#edited")[1])[1]
+    assert record.edit is not None and (record.edit.task, record.sampling.guidance) == ("variation", 2.5)
+
+
+def test_a_huge_picture_is_refused(browser: Browser, tmp_path: Path) -> None:
+    Image.new("RGB", (200, 150), "red").save(tmp_path / "huge.png")
+    with browser.new_context() as context, running(page=True, max_pixels=100 * 100) as server:
+        page = context.new_page()
+        page.goto(server.url)
+        page.get_by_role("tab", name="Edit").click()
+        page.wait_for_timeout(2000)  # as above
+        page.locator("#editor input[type=file]").first.set_input_files(tmp_path / "huge.png")
+        text = "what was uploaded has 200 x 150 pixels: at most 10,000 are taken; shrink it"
+        expect(page.get_by_text(text)).to_be_visible(timeout=SOON)
+        page.click("#edit")
+        expect(page.get_by_text(re.compile("no picture yet|200 x 150")).last).to_be_visible(timeout=SOON)
+
+
 def test_what_is_wrong_is_said(page: Page) -> None:
     page.get_by_role("tab", name="Edit").click()
     page.click("#edit")
@@ -195,6 +213,9 @@ def test_what_is_wrong_is_said(page: Page) -> None:
     fixed_seed(page, -3)
     page.click("#generate")
     expect(page.get_by_text("seed -3: expected a whole number from 0")).to_be_visible(timeout=SOON)
+    page.get_by_label("Seed").first.fill("")
+    page.click("#generate")
+    expect(page.get_by_text("Seed is empty: give a number")).to_be_visible(timeout=SOON)
 
 
 def test_by_keyboard_on_a_narrow_screen(page: Page) -> None:
@@ -222,3 +243,30 @@ def test_with_keys_the_page_asks_for_one(browser: Browser, tmp_path: Path) -> No
                 expect(page.locator("#generate")).to_be_visible(timeout=SOON)
             else:
                 expect(page.get_by_text("Incorrect Credentials")).to_be_visible(timeout=SOON)
+
+
+def test_an_open_page_does_not_hold_up_the_end(browser: Browser) -> None:
+    with browser.new_context() as context, running(page=True) as server:
+        page = context.new_page()
+        page.goto(server.url)
+        expect(page.locator("#generate")).to_be_visible(timeout=SOON)
+        page.wait_for_timeout(2000)  # its heartbeat is open by now
+        server.server.should_exit = True
+        start = time.monotonic()
+        while server.server.started and server.server.server_state.connections:
+            assert time.monotonic() - start < 10, "the grace of 30 s and 5 more"
+            time.sleep(0.05)
+
+
+def test_in_the_dark(browser: Browser, server: Running) -> None:
+    """Words must stand out from what is behind them."""
+    with browser.new_context(color_scheme="dark") as context:
+        page = context.new_page()
+        page.goto(server.url)
+        expect(page.locator("#status")).to_be_visible(timeout=SOON)
+        words, behind = page.evaluate(
+            """() => [getComputedStyle(document.querySelector("#status p")).color,
+                      getComputedStyle(document.body).backgroundColor]"""
+        )
+        light, dark = (sum(map(float, re.findall(r"[\d.]+", colour)[:3])) for colour in (words, behind))
+        assert dark < 150 and light > 450, (words, behind)

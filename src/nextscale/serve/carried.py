@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from nextscale.generate.provenance import EditRecord, Record, pixels_digest, png_bytes
+from nextscale.generate.provenance import KEYWORD, EditRecord, Record, pixels_digest, png_bytes
 from nextscale.generate.reproduce import records
 from nextscale.generate.settings import EditSettings
 from nextscale.serve.order import Order, Update
@@ -28,16 +28,28 @@ def as_texts(
         output_format: png, jpeg or webp; the last two carry no record.
         quality: of jpeg and webp, 0 to 100.
     """
-    if output_format == "png" and update.finished and service.model_digest:
-        carried = _records(update, order, service)
+    if output_format == "png" and (carried := _records(update, order, service)):
         files = [png_bytes(image, own) for image, own in zip(update.images, carried, strict=True)]
     else:
         files = [_encoded(image, output_format, quality) for image in update.images]
     return [base64.b64encode(file).decode() for file in files]
 
 
+def as_images(update: Update, order: Order, service: Service) -> list[Image.Image]:
+    """The same for whoever writes the files by Pillow: finished pictures have their record in ``info``."""
+    images = [Image.fromarray(image) for image in update.images]
+    for image, record in zip(images, _records(update, order, service), strict=False):
+        image.info[KEYWORD] = record.as_text()
+    return images
+
+
 def _records(update: Update, order: Order, service: Service) -> list[Record]:
-    """What `nextscale reproduce` needs: also how many images were made together, since sums round by that."""
+    """What `nextscale reproduce` needs: also how many images were made together, since sums round by that.
+
+    Pictures on their way have none, nor has a model of unknown digest.
+    """
+    if not (update.finished and service.model_digest):
+        return []
     more: dict[str, Any] = {}
     if order.edit is not None:
         edit = order.edit

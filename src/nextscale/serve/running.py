@@ -46,7 +46,7 @@ def build_app(
     if server.page:
         from nextscale.serve.page.blocks import mount_page
 
-        mount_page(app, made, server, keys)
+        app.state.let_go = mount_page(app, app.state.service, keys)
     return app
 
 
@@ -72,16 +72,21 @@ class _Server(uvicorn.Server):
     """Says where it listens once it does, and tells everybody when it ends."""
 
     def __init__(
-        self, config: uvicorn.Config, *, say: Callable[[str], None], drain: Callable[[], None]
-    ) -> None:
+        self, config: uvicorn.Config, *, say: Callable[[str], None], drain: Callable[[], None],
+        let_go: Callable[[], None],
+    ) -> None:  # fmt: skip
         super().__init__(config)
-        self._say, self._drain = say, drain
+        self._say, self._drain, self._let_go = say, drain, let_go
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """uvicorn waits for connections first: drain beside that, so that they are told within the grace."""
-        draining = asyncio.create_task(asyncio.to_thread(self._drain))
+        draining = asyncio.create_task(self._end())
         await super().shutdown(sockets)  # type: ignore[arg-type]
         await draining
+
+    async def _end(self) -> None:
+        await asyncio.to_thread(self._drain)
+        self._let_go()
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         await super().startup(sockets)  # type: ignore[arg-type]
@@ -104,7 +109,10 @@ def server_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
 def build_server(app: FastAPI, settings: ServerSettings, *, say: Callable[[str], None]) -> uvicorn.Server:
     """What serves an app of `build_app`."""
     engine = app.state.service.engine
-    return _Server(server_config(app, settings), say=say, drain=lambda: engine.drain(settings.grace_s))
+    return _Server(
+        server_config(app, settings), say=say, drain=lambda: engine.drain(settings.grace_s),
+        let_go=getattr(app.state, "let_go", lambda: None),
+    )  # fmt: skip
 
 
 def run_server(app: FastAPI, settings: ServerSettings, *, say: Callable[[str], None]) -> None:

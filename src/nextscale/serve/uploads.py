@@ -24,7 +24,7 @@ def read_picture(content: bytes, name: str, *, max_pixels: int) -> Image.Image:
     Raises:
         ValueError: no picture, a damaged one, or one that is too large.
     """
-    _check_size(content, name, max_pixels)
+    check_size(content, name, max_pixels)
     try:
         return decode_image(content, name)
     except BadImageError as error:
@@ -45,7 +45,7 @@ def read_mask(
     Raises:
         ValueError: no such picture, or nothing in it is transparent.
     """
-    _check_size(content, "mask", max_pixels)
+    check_size(content, "mask", max_pixels)
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             opaque = ImageOps.exif_transpose(opened).convert("RGBA").getchannel("A")  # as its picture is
@@ -63,7 +63,8 @@ def read_mask(
     return keep
 
 
-def _check_size(content: bytes, name: str, max_pixels: int) -> None:
+def check_size(content: bytes, name: str, max_pixels: int) -> None:
+    """Raise ValueError unless the head of a file is that of a picture of at most so many pixels."""
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             width, height = opened.size

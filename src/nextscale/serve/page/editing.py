@@ -16,20 +16,26 @@ from nextscale.serve.page.fields import (
     NO_CLASS,
     buttons,
     class_choice,
+    complaints,
+    limit_pixels,
     picture_gallery,
     seed_fields,
+    setting_sliders,
     status_line,
 )
 from nextscale.serve.page.making import (
     Made,
-    complaints,
+    after_cancel,
+    filled,
     followed,
+    given_settings,
     label_from,
     last_of,
     on_canvas,
     painted_mask,
     seed_from,
 )
+from nextscale.serve.service import Service
 from nextscale.serve.settings import ServerSettings
 
 _TASKS = {
@@ -58,21 +64,28 @@ class _Fields(NamedTuple):
     number: gradio.Slider
     fresh: gradio.Checkbox
     seed: gradio.Number
+    sliders: dict[str, gradio.Slider]  #: of sampling
     make: gradio.Button
     cancel: gradio.Button
 
 
-def add_edit_tab(engine: Engine, settings: ServerSettings, history: gradio.State) -> None:
-    """All of it; other families than next-scale cannot edit."""
+def add_edit_tab(service: Service, history: gradio.State) -> list[Any]:
+    """All of it; other families than next-scale cannot edit.
+
+    Returns:
+        The event that makes pictures, if there is one.
+    """
+    engine = service.engine
     prior = engine.generator.settings.prior
     if prior is None or prior.kind != "next_scale":
         gradio.Markdown("Only next-scale models keep tokens scale by scale: this one cannot edit.")
-        return
+        return []
     picture = gradio.State(None)
-    fields = _add_fields(engine, settings)
+    fields = _add_fields(engine, service.settings)
     gallery = picture_gallery("edited", columns=5, height=260, buttons=["download", "download_all"])
     status = status_line("Upload a picture, or take the last one.", "edit-status")
     _show_what_a_task_takes(fields)
+    names = tuple(fields.sliders)
 
     def take_last(made: list[Made]) -> tuple[Image.Image, dict[str, Any], str]:
         with complaints():
@@ -83,21 +96,23 @@ def add_edit_tab(engine: Engine, settings: ServerSettings, history: gradio.State
             return _onto_canvas(value["background"], engine)
 
     async def edit(*given: Any) -> AsyncIterator[tuple[Any, str, list[Made]]]:
-        *values, made = given
+        made, *values = given
         with complaints():
-            order = _order(engine, *values)
+            values, settings = values[: -len(names)], given_settings(names, tuple(values[-len(names) :]))
+            order = _order(engine, settings, *values)
         assert order.edit is not None
-        async for step in followed(engine, order, made, before=order.edit.image):
+        async for step in followed(service, order, made, before=order.edit.image):
             yield step
 
     fields.take.click(take_last, history, [picture, fields.editor, status])
     fields.editor.upload(uploaded, fields.editor, [picture, fields.editor, status])
     asked = [fields.task, fields.label, fields.place, fields.first, fields.share, fields.number, fields.fresh]
     started = fields.make.click(
-        edit, [picture, fields.editor, *asked, fields.seed, *fields.sides, history],
+        edit, [history, picture, fields.editor, *asked, fields.seed, *fields.sides, *fields.sliders.values()],
         [gallery, status, history], show_progress="hidden",
     )  # fmt: skip
-    fields.cancel.click(lambda: "Cancelled.", None, status, cancels=[started], show_progress="hidden")
+    fields.cancel.click(after_cancel, status, status, cancels=[started], show_progress="hidden")
+    return [started]
 
 
 def _add_fields(engine: Engine, settings: ServerSettings) -> _Fields:
@@ -110,6 +125,7 @@ def _add_fields(engine: Engine, settings: ServerSettings) -> _Fields:
                 brush=gradio.Brush(default_size=48, colors=["#e6194b"], color_mode="fixed"),
                 elem_classes="pictures",
             )  # fmt: skip
+            limit_pixels(editor, settings.max_pixels)
             take = gradio.Button("Take the last picture that was made", elem_id="take-last")
         with gradio.Column(scale=1, min_width=280):
             choices = [(text, name) for name, text in _TASKS.items()]
@@ -130,10 +146,12 @@ def _add_fields(engine: Engine, settings: ServerSettings) -> _Fields:
             )
             count = gradio.Slider(1, min(4, settings.max_images), value=1, step=1, label="Candidates")
             fresh, seed = seed_fields()
+            sliders = setting_sliders(engine)
             make, cancel = buttons("Edit")
     return _Fields(
-        editor, take, task, label, where, place, box, sides, first, share, count, fresh, seed, make, cancel
-    )
+        editor, take, task, label, where, place, box, sides, first, share, count, fresh, seed, sliders, make,
+        cancel,
+    )  # fmt: skip
 
 
 def _show_what_a_task_takes(fields: _Fields) -> None:
@@ -149,8 +167,9 @@ def _show_what_a_task_takes(fields: _Fields) -> None:
 
 
 def _order(
-    engine: Engine, given: Image.Image | None, painted: dict[str, Any], task: str, *rest: Any
-) -> Order:
+    engine: Engine, settings: dict[str, Any], given: Image.Image | None, painted: dict[str, Any], task: str,
+    *rest: Any,
+) -> Order:  # fmt: skip
     """What the tab asks for. Raises ValueError."""
     name, how, first, share, count, new, start, *sides = rest
     if given is None:
@@ -158,14 +177,20 @@ def _order(
     small, _ = on_canvas(given, engine, task)
     size, mask = engine.generator.tokenizer.image_size, None
     if task in _MASKED and how == "a box":
-        top, left, bottom, right = (side / 100 for side in sides)
+        names = ("Top", "Left", "Bottom", "Right")
+        top, left, bottom, right = (filled(side, one) / 100 for side, one in zip(sides, names, strict=True))
         mask = box_mask((top, left, bottom, right), size)
     elif task in _MASKED:
         mask = painted_mask(painted["layers"], size)
-    own: dict[str, dict[str, Any]] = {"variation": {"from_scale": int(first)}, "outpaint": {"share": share}}
+    own: dict[str, Any] = {}
+    if task == "variation":
+        own = {"from_scale": filled(first, "Scales that are kept")}
+    elif task == "outpaint" and share is not None:
+        own = {"share": share}
+    number = filled(count, "Candidates")
     return Order(
-        (label_from(name),) * int(count), seeds_from(seed_from(new, start), int(count)),
-        edit=EditOrder(small, task, mask, own.get(task, {})), previews=ALL,
+        (label_from(name),) * number, seeds_from(seed_from(new, start), number), settings,
+        edit=EditOrder(small, task, mask, own), previews=ALL,
     )  # fmt: skip
 
 

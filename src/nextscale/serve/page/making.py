@@ -8,7 +8,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import gradio
@@ -17,21 +16,24 @@ from PIL import Image
 
 from nextscale.data.transforms import fit_to_task, resize_and_crop
 from nextscale.pixels import enlarge
+from nextscale.serve.carried import as_images
 from nextscale.serve.engine import Engine
-from nextscale.serve.order import ALL, Order, OrderError, Ticket, Update
+from nextscale.serve.order import ALL, Order, Ticket, Update
 from nextscale.serve.orders import name_of_label, seeds_from
-from nextscale.serve.page.fields import NO_CLASS
+from nextscale.serve.page.fields import NO_CLASS, complaints
+from nextscale.serve.service import Service
 
 #: Pictures of one session that are remembered.
 _MOST = 60
 #: Pixels of the side of the canvas to paint on, about.
 _CANVAS = 512
+_ON_THE_WAY = "Scale"  #: how the status begins until all is done
 
 
 class Made(NamedTuple):
     """A picture of this session, and what it was made with."""
 
-    image: numpy.ndarray  #: uint8 (H, W, 3)
+    image: Image.Image  #: RGB; its text is the record of how it was made
     label: str
     seed: int
     settings: dict[str, Any]
@@ -42,15 +44,6 @@ class Made(NamedTuple):
         """What stands below it."""
         name = self.label if self.label != "none" else NO_CLASS
         return f"{name} · {self.seed}" + (f" · {self.task}" if self.task else "")
-
-
-@contextmanager
-def complaints() -> Any:
-    """Show what a person can mend, and no traceback."""
-    try:
-        yield
-    except (ValueError, OrderError) as error:
-        raise gradio.Error(str(error), title="That did not work", print_exception=False) from error
 
 
 def label_from(choice: str | None) -> str | None:
@@ -68,55 +61,71 @@ def given_settings(names: tuple[str, ...], values: tuple[Any, ...]) -> dict[str,
 
 
 async def followed(
-    engine: Engine, order: Order, history: list[Made], *, before: numpy.ndarray | None = None
+    service: Service, order: Order, history: list[Made], *, before: numpy.ndarray | None = None
 ) -> AsyncIterator[tuple[Any, str, list[Made]]]:
     """Gallery, status and history, after every scale.
 
     Args:
-        engine: makes them.
+        service: makes them.
         order: with previews.
-        history: of the session.
+        history: of the session; grows in place, as another tab may be at work on it too.
         before: a picture to show first.
     """
     start = time.monotonic()
     with complaints():
-        ticket = engine.submit(order)
+        ticket = service.engine.submit(order)
     try:
         with complaints():
+            yield gradio.skip(), f"{_ON_THE_WAY} 0 of {ticket.num_stages} · in the queue", history
             async for update in ticket.updates():
                 seconds = time.monotonic() - start
-                shown = _shown(order, update, engine, before)
+                made = _made(order, update, service)
                 if update.finished:
-                    history = [*_made(order, update, engine), *history][:_MOST]
-                yield shown, _status(order, update, ticket, seconds), history
+                    history[:] = [*made, *history][:_MOST]
+                shown = [] if before is None else [(before, "given")]
+                yield (
+                    [*shown, *((one.image, one.caption) for one in made)],
+                    _status(order, update, ticket, seconds),
+                    history,
+                )
     finally:
         ticket.cancel()  # of no effect on one that ended; the button closes this generator
 
 
-def _shown(order: Order, update: Update, engine: Engine, before: numpy.ndarray | None) -> list[Any]:
-    captions = [made.caption for made in _made(order, update, engine)]
-    first = [] if before is None else [(before, "given")]
-    return first + list(zip(update.images, captions, strict=True))
-
-
-def _made(order: Order, update: Update, engine: Engine) -> list[Made]:
-    names, task = engine.generator.class_names, order.edit.task if order.edit else None
+def _made(order: Order, update: Update, service: Service) -> list[Made]:
+    names, task = service.engine.generator.class_names, order.edit.task if order.edit else None
     return [
         Made(image, name_of_label(label, names), seed, dict(order.sampling), task)
-        for image, label, seed in zip(update.images, order.labels, order.seeds, strict=True)
+        for image, label, seed in zip(
+            as_images(update, order, service), order.labels, order.seeds, strict=True
+        )
     ]
 
 
 def _status(order: Order, update: Update, ticket: Ticket, seconds: float) -> str:
     if update.finished:
         return f"Done in {seconds:.1f} s, from seed {order.seeds[0]}."
-    return f"Scale {update.scale + 1} of {ticket.num_stages} · {seconds:.1f} s"
+    return f"{_ON_THE_WAY} {update.scale + 1} of {ticket.num_stages} · {seconds:.1f} s"
 
 
-def generation_order(choice: str | None, count: float, seed: int, settings: Mapping[str, Any]) -> Order:
+def after_cancel(status: str) -> str:
+    """What to say when somebody cancels; nothing new when nothing was being made."""
+    return "Cancelled." if status.startswith(_ON_THE_WAY) else status
+
+
+def generation_order(
+    choice: str | None, count: float | None, seed: int, settings: Mapping[str, Any]
+) -> Order:
     """What the first tab asks for."""
-    number = int(count)
+    number = filled(count, "Pictures")
     return Order((label_from(choice),) * number, seeds_from(seed, number), settings, previews=ALL)
+
+
+def filled(value: float | None, name: str) -> int:
+    """A whole number of a field. Raises ValueError when somebody emptied it."""
+    if value is None:
+        raise ValueError(f"{name} is empty: give a number")
+    return int(value)
 
 
 def seed_from(fresh: bool, seed: float | None) -> int:
@@ -127,9 +136,9 @@ def seed_from(fresh: bool, seed: float | None) -> int:
     """
     if fresh:
         return secrets.randbelow(10**6)
-    if seed is None or seed < 0:
+    if filled(seed, "Seed") < 0:
         raise ValueError(f"seed {seed}: expected a whole number from 0")
-    return int(seed)
+    return filled(seed, "Seed")
 
 
 def on_canvas(picture: Image.Image, engine: Engine, task: str) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -170,4 +179,4 @@ def last_of(history: list[Made]) -> Image.Image:
     """
     if not history:
         raise ValueError("no picture was made in this session yet: make one, or upload one")
-    return Image.fromarray(history[0].image)
+    return history[0].image
