@@ -116,7 +116,7 @@ def card_text(settings: ModelSettings, about: CardSettings | None = None) -> str
     """The whole card."""
     about = about or CardSettings()
     front = "\n".join(f"{name}: {_yaml(value)}" for name, value in _front_matter(settings, about).items())
-    return f"---\n{front}\n---\n\n" + "\n".join(_body(settings, about)) + "\n"
+    return f"---\n{front}\n---\n\n" + "\n".join(card_body(settings, about)) + "\n"
 
 
 def _yaml(value: Any) -> str:
@@ -150,7 +150,9 @@ def _front_matter(settings: ModelSettings, about: CardSettings) -> dict[str, Any
     return front
 
 
-def _body(settings: ModelSettings, about: CardSettings) -> list[str]:
+def card_body(settings: ModelSettings, about: CardSettings | None = None) -> list[str]:
+    """The lines below the front matter."""
+    about = about or CardSettings()
     height, width = settings.schedule.latent_size
     reduction, quantizer = settings.tokenizer.autoencoder.reduction, settings.tokenizer.quantizer
     lines = [
