@@ -14,8 +14,9 @@ from torch import Tensor
 from models_for_tests import CLASSES, model_settings, random_generator, tokens_of
 from nextscale import Generator
 from nextscale.cli import main
+from nextscale.evaluate.likelihood import EditLikelihood, image_bits
 from nextscale.features.classifier import load_classifier
-from nextscale.generate.rejection import keep_best, num_candidates
+from nextscale.generate.rejection import draw_edits, keep_best, num_candidates
 from nextscale.rng import candidate_seed
 
 
@@ -156,3 +157,25 @@ def test_models_that_the_classifier_does_not_know(tmp_path: Path, capsys: pytest
         assert main(["sample", str(tmp_path / model), *given, "--out", str(tmp_path / "never")]) == 2
         said = capsys.readouterr().err
         assert message in said and said.count("\n") == 1 and not (tmp_path / "never").exists()
+
+
+def test_candidates_of_an_edit_are_those_of_their_seeds_and_the_likeliest_is_named(
+    generator: Generator,
+) -> None:
+    image = generator(["frog"], seeds=[0]).images_BCHW
+    mask = torch.ones(generator.tokenizer.image_size)
+    mask[:4] = 0
+    likelihood = EditLikelihood(generator.tokenizer, generator.prior)
+    drawn = draw_edits(
+        generator, image, label="frog", seed=7, candidates=5, score=likelihood, batch_size=2, mask=mask
+    )
+    assert drawn.seeds == tuple(candidate_seed(7, number) for number in range(5)) and drawn.seeds[0] == 7
+    again = generator.edit(image, labels=["frog"] * 5, seeds=drawn.seeds, mask=mask)
+    assert numpy.array_equal(drawn.images, again.images)
+    bits = image_bits(generator.tokenizer, generator.prior, torch.full((5,), 6), tokens_of(again))
+    assert drawn.scores == pytest.approx([-value for value in bits.tolist()], rel=1e-5)
+    assert drawn.best == int(bits.argmin()) and len(set(drawn.scores)) == 5
+    unjudged = draw_edits(generator, image, label="frog", seed=7, candidates=2, mask=mask)
+    assert unjudged.scores == () and unjudged.best == 0
+    with pytest.raises(ValueError, match="candidates 0 and batch_size 16 must be at least 1"):
+        draw_edits(generator, image, label="frog", seed=7, candidates=0, mask=mask)

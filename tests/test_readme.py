@@ -63,7 +63,8 @@ def test_every_block_runs(stranger):
 def test_the_blocks_of_the_editing_page_run(stranger):
     assert len(EDITING) == 2
     run_blocks(EDITING)
-    for name in ("filled/edited.png", "best-of-eight/candidates.png", "two-fillings.png", "scale-5.png"):
+    files = ("filled/edited.png", "best-of-eight/candidates.png", "two-fillings.png", "scale-5.png")
+    for name in (*files, "likeliest.png"):
         assert (stranger / name).stat().st_size > 0, name
 
 

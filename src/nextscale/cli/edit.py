@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
-import torch
 from PIL import Image
-from torch import Tensor
 
 from nextscale import checkpoint
 from nextscale.cli.edit_inputs import mask_from_file, read_picture
@@ -18,26 +16,21 @@ from nextscale.cli.output import check_new_folder
 from nextscale.cli.rejection import fitting_classifier
 from nextscale.cli.sample import load_model, sampling_options
 from nextscale.data.transforms import fit_to_task
-from nextscale.evaluate.likelihood import image_bits
+from nextscale.evaluate.likelihood import EditLikelihood
 from nextscale.generate.editing import box_mask
 from nextscale.generate.folder import model_digest
 from nextscale.generate.generator import Generator
 from nextscale.generate.provenance import EditRecord, pixels_digest, write_png
+from nextscale.generate.rejection import EditScorer, draw_edits
 from nextscale.generate.reproduce import in_batches, records
 from nextscale.generate.request import Label, resolve_label
 from nextscale.generate.settings import EditSettings
 from nextscale.models import find_model
-from nextscale.pixels import enlarge, grid, to_uint8
-from nextscale.rng import candidate_seed, check_seeds
+from nextscale.pixels import enlarge, grid
+from nextscale.rng import check_seeds
 
 #: Candidates that are drawn at a time.
 _BATCH = 16
-
-
-class _Drawn(NamedTuple):
-    images_BHWC: numpy.ndarray  # uint8
-    seeds: list[int]
-    scores: list[float] | None  # larger is better
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -63,29 +56,32 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     }  # fmt: skip
     own = {name: value for name, value in edit.items() if value is not None}
     settings = {**own, **sampling_options(options)}
-    drawn = _draw(generator, given, keep, label, options, settings)
-    best = 0 if drawn.scores is None else int(numpy.argmax(drawn.scores))
+    drawn = draw_edits(
+        generator, given, label=label, seed=options.seed, candidates=options.candidates,
+        score=_judge(options, generator), batch_size=_BATCH, mask=keep, task=options.task, **settings,
+    )  # fmt: skip
+    best = drawn.best
     record = {
         "model": options.model, "image": options.image, "mask": options.mask, "box": options.box,
         "task": options.task, "label": options.label, "seed": drawn.seeds[best], "edit": edit,
         "sampling": generator.sampling(sampling_options(options)), "best_by": _best_by(options),
         "candidates": [
             {"seed": seed, "score": score}
-            for seed, score in zip(drawn.seeds, drawn.scores or [], strict=False)
+            for seed, score in zip(drawn.seeds, drawn.scores, strict=False)
         ],
         "dtype": str(generator.dtype).removeprefix("torch."),
     }  # fmt: skip
     carried = records(
-        generator, [label] * len(drawn.seeds), drawn.seeds, places=in_batches(len(drawn.seeds), _BATCH),
+        generator, [label] * len(drawn.seeds), list(drawn.seeds), places=in_batches(len(drawn.seeds), _BATCH),
         model_digest=model_digest(find_model(options.model)), sampling=sampling_options(options),
         edit=_edit_record(options, own, given, keep),
     )[best]  # fmt: skip
     with checkpoint.new_folder(out) as place:
-        write_png(place / "edited.png", drawn.images_BHWC[best], carried)
-        _sheet(_shown(given, keep, size), drawn.images_BHWC[best : best + 1]).save(place / "comparison.png")
-        if drawn.scores is not None:
+        write_png(place / "edited.png", drawn.images[best], carried)
+        _sheet(_shown(given, keep, size), drawn.images[best : best + 1]).save(place / "comparison.png")
+        if drawn.scores:
             order = numpy.argsort(drawn.scores)[::-1]
-            _sheet([], drawn.images_BHWC[order]).save(place / "candidates.png")
+            _sheet([], drawn.images[order]).save(place / "candidates.png")
         checkpoint.write_json(place / "settings.json", record)
     of = f" of {len(drawn.seeds)} drawn" if len(drawn.seeds) > 1 else ""
     print(f"1 image{of}: {out / 'edited.png'}")
@@ -145,32 +141,16 @@ def _edit_record(
     )  # fmt: skip
 
 
-def _draw(
-    generator: Generator, given: numpy.ndarray, keep: numpy.ndarray | None, label: Label,
-    options: argparse.Namespace, settings: dict[str, Any],
-) -> _Drawn:  # fmt: skip
-    """All candidates; the first has the seed that was typed."""
-    seeds = [candidate_seed(options.seed, number) for number in range(options.candidates)]
+def _judge(options: argparse.Namespace, generator: Generator) -> EditScorer | None:
+    """Who says which candidate is the best."""
     by = _best_by(options)
-    device = generator.prior.position.device
-    classifier = None
-    if by == "classifier":
-        classifier = fitting_classifier(generator, option="--best-by classifier").to(device)
-    images, scores = [], []
-    for start in range(0, len(seeds), _BATCH):
-        part = seeds[start : start + _BATCH]
-        result = generator.edit(
-            given, mask=keep, labels=[label] * len(part), seeds=part, task=options.task, **settings
-        )
-        labels_B = torch.full((len(part),), resolve_label(label, generator.class_names), device=device)
-        images.append(to_uint8(result.images_BCHW))
-        if classifier is not None:
-            scores.append(classifier.confidence(result.images_BCHW, labels_B))
-        elif by == "likelihood":
-            assert result.tokens_BL is not None
-            scores.append(-image_bits(generator.tokenizer, generator.prior, labels_B, result.tokens_BL))
-    values: Tensor | None = torch.cat(scores) if scores else None
-    return _Drawn(numpy.concatenate(images), seeds, None if values is None else values.tolist())
+    if by == "likelihood":
+        return EditLikelihood(generator.tokenizer, generator.prior)
+    if by is None:
+        return None
+    classifier = fitting_classifier(generator, option="--best-by classifier")
+    classifier.to(generator.prior.position.device)
+    return lambda result, labels_B: classifier.confidence(result.images_BCHW, labels_B)
 
 
 def _shown(

@@ -20,6 +20,7 @@ from nextscale.data.loader import evaluation_batches
 from nextscale.data.sources import Source
 from nextscale.evaluate.prediction import teacher_inputs, token_losses
 from nextscale.generate.folder import Prior
+from nextscale.generate.result import Result
 from nextscale.pixels import to_model
 from nextscale.prior.diffusion import DiffusionPrior
 from nextscale.prior.next_scale import NextScalePrior
@@ -61,6 +62,19 @@ def image_bits(tokenizer: Tokenizer, prior: Prior, labels_B: Tensor, tokens_BL: 
     if isinstance(prior, DiffusionPrior):
         raise ValueError("a diffusion prior gives no likelihood of tokens: use a model of another kind")
     return label_bits(prior, labels_B, tokens_BL, teacher_inputs(tokenizer, prior, tokens_BL)).sum(dim=1)
+
+
+class EditLikelihood:
+    """Scores images by log2 p(all tokens | label), for `nextscale.generate.rejection.draw_edits`."""
+
+    def __init__(self, tokenizer: Tokenizer, prior: Prior) -> None:
+        self._tokenizer, self._prior = tokenizer, prior
+
+    def __call__(self, result: Result, labels_B: Tensor) -> Tensor:
+        """Float64 (B,); ValueError for a prior that draws no tokens."""
+        if result.tokens_BL is None:
+            raise ValueError("these images were made without tokens, whose likelihood could be told")
+        return -image_bits(self._tokenizer, self._prior, labels_B, result.tokens_BL)
 
 
 def class_bits(prior: TokenPrior, tokens_BL: Tensor, inputs: Tensor, *, batch_size: int) -> Tensor:

@@ -11,19 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Unpack, cast
+from typing import Any, Unpack, cast
 
 import numpy
 import torch
 from torch import Tensor
 
+from nextscale.generate.editing import Picture
 from nextscale.generate.generator import Generator
-from nextscale.generate.request import Label, Sampling, build_request
+from nextscale.generate.request import Label, Sampling, build_request, resolve_label
 from nextscale.generate.result import Result
+from nextscale.pixels import to_uint8
 from nextscale.rng import candidate_seed
 
 #: Images float32 (B, 3, H, W) in [-1, 1] and labels int64 (B,) -> float (B,), larger is better.
 Scorer = Callable[[Tensor, Tensor], Tensor]
+#: What was drawn and labels int64 (B,) -> float (B,), larger is better.
+EditScorer = Callable[[Result, Tensor], Tensor]
 
 #: How far 1 / share may lie from a whole number: 0.33 is a third.
 _TOLERANCE = 0.05
@@ -42,6 +46,20 @@ class Kept:
     def acceptance_rate(self) -> float:
         """Images kept / images drawn."""
         return len(self.seeds) / self.num_drawn
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Candidates of one edit."""
+
+    images: numpy.ndarray  #: uint8 (N, H, W, 3)
+    seeds: tuple[int, ...]
+    scores: tuple[float, ...]  #: larger is better; none when nobody scored
+
+    @property
+    def best(self) -> int:
+        """Which of them scores highest; the first of them where several do."""
+        return int(numpy.argmax(self.scores)) if self.scores else 0
 
 
 def num_candidates(share: float) -> int:
@@ -112,6 +130,40 @@ def keep_best(
     values, kept_seeds, kept_images, tokens = zip(*(best[image] for image in range(len(labels))), strict=True)
     whole = None if tokens[0] is None else torch.stack(tokens)
     return Kept(Result(torch.stack(kept_images), whole), kept_seeds, values, len(pairs))
+
+
+@torch.no_grad()
+def draw_edits(
+    generator: Generator, image: Picture, *, label: Label, seed: int, candidates: int,
+    score: EditScorer | None = None, batch_size: int = 16, **settings: Any,
+) -> Edits:  # fmt: skip
+    """Edit one image several times, and say how good each result is.
+
+    Args:
+        generator: draws.
+        image: as `Generator.edit` takes it.
+        label: class number or name; None is no class.
+        seed: of the first candidate; those of the others follow from it (`candidate_seed`).
+        candidates: how many.
+        score: such as `nextscale.evaluate.likelihood.EditLikelihood`; None: nobody judges.
+        batch_size: candidates at a time.
+        settings: mask, task and what else `Generator.edit` takes.
+
+    Raises:
+        ValueError: as `Generator.edit`; fewer than one candidate.
+    """
+    if candidates < 1 or batch_size < 1:
+        raise ValueError(f"candidates {candidates} and batch_size {batch_size} must be at least 1")
+    seeds = tuple(candidate_seed(seed, number) for number in range(candidates))
+    number, device = resolve_label(label, generator.class_names), generator.prior.position.device
+    images, scores = [], []
+    for start in range(0, candidates, batch_size):
+        part = seeds[start : start + batch_size]
+        result = generator.edit(image, labels=[label] * len(part), seeds=part, **settings)
+        images.append(to_uint8(result.images_BCHW))
+        if score is not None:
+            scores += score(result, torch.full((len(part),), number, device=device)).tolist()
+    return Edits(numpy.concatenate(images), seeds, tuple(scores))
 
 
 def _rows(settings: Sampling, images: Sequence[int]) -> Sampling:
