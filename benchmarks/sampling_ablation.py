@@ -36,9 +36,10 @@ class Plain(sampling_block.Product):
             self.packed, self._weight = False, given[0].detach()
 
 
-def in_float32(*given: Any, backward: bool) -> torch.Tensor:
+def in_float32(*given: Any) -> torch.Tensor:
     """Attention as it is where a backward pass may follow."""
-    return attend_to(*given)
+    with torch.enable_grad():
+        return attend_to(*given)
 
 
 def make(changed: str, model: Any, tokenizer: Any, prior: Any) -> Generator:

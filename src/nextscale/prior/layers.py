@@ -122,7 +122,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def attend_to(
     query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False,
-    mask: Tensor | None = None, backward: bool = True,
+    mask: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Attention of all queries to all keys that are given; ``causal``: of each to those up to its own place;
     ``mask``: where it is True.
@@ -131,7 +131,7 @@ def attend_to(
     long there, while its forward pass is nearly three times as fast (measured, docs/log.md).
     """
     dtype = query.dtype
-    exact = backward and query.device.type == "cpu"
+    exact = torch.is_grad_enabled() and query.device.type == "cpu"
     compute = torch.promote_types(dtype, torch.float32) if exact else dtype
     with torch.autocast(query.device.type, enabled=False):
         mixed = F.scaled_dot_product_attention(

@@ -150,7 +150,7 @@ def _attend_with_cache(
     cache: KeyValueCache, block: int, place: slice, query: Tensor, key: Tensor, value: Tensor, scale: float
 ) -> Tensor:
     keys, values = cache.extend(block, place, key, value)
-    return attend_to(query, keys, values, scale, backward=False)
+    return attend_to(query, keys, values, scale)
 
 
 def drop_path_factors(settings: TransformerSettings, uniforms_BR: Tensor) -> Tensor | None:
