@@ -1,12 +1,13 @@
-"""A model's page: what it makes, what it was made from, what it costs, and the commands.
+"""A model's page: what it makes, what it was made from, and what it costs.
 
-    python benchmarks/model_page.py cifar10-tiny cifar10/train.parquet cifar10/test.parquet \
+    python benchmarks/model_page.py cifar10-tiny cifar10/test.parquet \
         --runs runs/cifar10-tiny-tokenizer runs/cifar10-tiny --scores scores/*.json --neighbours neighbours \
         --notes notes.md --out docs/models
 
 writes NAME.md and a folder NAME of pictures. Scores come from ``nextscale evaluate --out``, the nearest
 training images from ``nextscale neighbours``, curves, first losses and seconds from the folders of the runs,
-sizes from the model. The notes stand at the head: what the data are and under which terms, in words.
+sizes from the model. The notes stand at the head: what the data are, under which terms, and the
+commands of it all, in words.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 import model_pictures as pictures
 
 from nextscale.data.sources import open_source
-from nextscale.generate.card import card_body, read_scores
+from nextscale.generate.card import card_body, read_scores, score_lines
 from nextscale.generate.folder import model_digest
 from nextscale.generate.generator import Generator
 from nextscale.integrity.statement import read_statement
@@ -77,13 +78,12 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="name or folder")
-    parser.add_argument("training", help="images that it was trained on")
     parser.add_argument("validation", help="images that it never saw")
     parser.add_argument("--name", help="of the page; by default the model's")
     parser.add_argument("--runs", type=Path, nargs="*", default=[], help="folders of the runs that made it")
     parser.add_argument("--scores", type=Path, nargs="*", default=[], help="scores.json of evaluate --out")
     parser.add_argument("--neighbours", type=Path, help="folder that neighbours --out wrote")
-    parser.add_argument("--notes", type=Path, help="Markdown: the data, their terms, what is left to say")
+    parser.add_argument("--notes", type=Path, help="Markdown: the data, their terms, the commands")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.name = options.name or Path(options.model).name
@@ -129,11 +129,7 @@ def _scores(files: Sequence[Path]) -> list[str]:
     lines = ["## Scores", ""] if files else []
     for file in files:
         about = read_scores(file)
-        lines += [f"Against {about.dataset}:", "", "| score | value | 95 % |", "|---|---|---|"]
-        for score in about.scores:
-            interval = "" if score.interval is None else "{:.5g} to {:.5g}".format(*score.interval)
-            lines.append(f"| {score.name} | {score.value:.5g} | {interval} |")
-        lines += ["", *(f"- {detail}" for detail in about.details), ""]
+        lines += [f"Against {about.dataset}:", "", *score_lines(about), ""]
     return lines[:-1]
 
 
@@ -150,13 +146,14 @@ def _neighbours(found: Path, folder: Path, name: str) -> list[str]:
 
 
 def _run(run: Path, folder: Path, name: str) -> list[str]:
-    """Command, inputs, seconds, first losses and curves of one training."""
+    """Inputs, seconds, first losses and curves of one training."""
     statement = read_statement(run / "model")
     parameters = statement.definition.externalParameters
     kind = "prior" if "prior" in parameters else "tokenizer"
     records = read_log(run / "log.jsonl")
     steps = [record for record in records if record["kind"] == "train"]
-    batch = parameters["loop"]["batch_size"]
+    loop = parameters["loop"]
+    batch = loop["batch_size"]
     seconds = sum(
         (record["step"] - before) * batch / record["images_per_second"]
         for record, before in zip(steps, [0, *(record["step"] for record in steps)], strict=False)
@@ -168,7 +165,7 @@ def _run(run: Path, folder: Path, name: str) -> list[str]:
     ]
     shutil.copyfile(run / "curves.png", folder / f"curves-{kind}.png")
     last = next((record for record in reversed(records) if record["kind"] == "evaluate"), {})
-    loop, rate = parameters["loop"], statistics.median(record["images_per_second"] for record in steps)
+    rate = statistics.median(record["images_per_second"] for record in steps)
     told = ", ".join(f"{key} {value:.4g}" for key, value in last.items() if key not in ("kind", "step"))
     return [
         f"## Training of the {kind}", "",

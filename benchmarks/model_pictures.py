@@ -47,7 +47,7 @@ def reconstructions(generator: Generator, real: numpy.ndarray, out: Path) -> Non
     """Real images above what their tokens hold of them."""
     tokens = generator.tokenizer.encode(to_model(real))
     decoded = to_uint8(generator.tokenizer.decode(tokens))
-    _write(_in_rows(real, decoded), out, columns=PER_CLASS)
+    _write(numpy.concatenate([real, decoded]), out, columns=PER_CLASS)
 
 
 def fillings(generator: Generator, real: numpy.ndarray, labels: Sequence[int], out: Path) -> None:
@@ -61,7 +61,7 @@ def fillings(generator: Generator, real: numpy.ndarray, labels: Sequence[int], o
         ])
         for first in (0, 1000)
     ]  # fmt: skip
-    _write(_in_rows(real, holed, *made), out, columns=PER_CLASS)
+    _write(numpy.concatenate([real, holed, *made]), out, columns=PER_CLASS)
 
 
 def failures(images: numpy.ndarray, classes: Sequence[int], out: Path) -> bool:
@@ -87,7 +87,7 @@ def surroundings(generator: Generator, real: numpy.ndarray, labels: Sequence[int
         generator.edit(image, labels=[label], seeds=[place], task="outpaint", share=0.75).images
         for place, (image, label) in enumerate(zip(real, labels, strict=True))
     ])  # fmt: skip
-    _write(_in_rows(to_uint8(canvas_BCHW), made), out, columns=PER_CLASS)
+    _write(numpy.concatenate([to_uint8(canvas_BCHW), made]), out, columns=PER_CLASS)
 
 
 def first_of_each_class(
@@ -101,10 +101,6 @@ def first_of_each_class(
     numbers = numpy.lexsort((labels, turns))[:count]
     images = [resize_and_crop(read_image(source, int(number)), size) for number in numbers]
     return numpy.stack(images), [int(labels[number]) for number in numbers]
-
-
-def _in_rows(*rows: numpy.ndarray) -> numpy.ndarray:
-    return numpy.concatenate(rows)
 
 
 def _write(images: numpy.ndarray, out: Path, *, columns: int) -> None:

@@ -46,6 +46,7 @@ class Client(threading.Thread):
                 "prompt": str((self._number + count) % LABELS), "seed": 1000 * self._number + count,
                 "guidance": GUIDANCE[(self._number + count) % len(GUIDANCE)],
             }  # fmt: skip
+            # by fours, so that streams have every guidance too
             if self._every and (self._number + count // len(GUIDANCE)) % self._every == 0:
                 body |= {"stream": True, "partial_images": 1 + count % 3}
             start, first = time.monotonic(), None

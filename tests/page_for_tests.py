@@ -64,3 +64,10 @@ def paint(page: Page) -> None:
         page.wait_for_timeout(100)
     page.mouse.up()
     page.wait_for_timeout(1500)
+
+
+def edit_the_last(page: Page) -> None:
+    """Go to the tab where the newest picture can be painted on."""
+    page.get_by_role("tab", name="Edit").click()
+    page.click("#take-last")
+    expect(page.locator("#edit-status")).to_contain_text("Paint over", timeout=SOON)

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from nextscale import Generator
 from nextscale.generate.provenance import read_png
 from nextscale.serve.keys import new_key
-from page_for_tests import SOON, choose_class, files, fixed_seed, generate, paint, pictures
+from page_for_tests import SOON, choose_class, edit_the_last, files, fixed_seed, generate, paint, pictures
 from serving_for_tests import Gate, Running, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
@@ -98,9 +98,7 @@ def test_something_new_every_time(page: Page) -> None:
 
 def test_paint_and_fill(page: Page) -> None:
     given = generate(page)[0]
-    page.get_by_role("tab", name="Edit").click()
-    page.click("#take-last")
-    expect(page.locator("#edit-status")).to_contain_text("Paint over", timeout=SOON)
+    edit_the_last(page)
     page.wait_for_timeout(2000)  # the editor lays the picture out
     for _ in range(5):  # a stroke is lost while the editor still draws
         paint(page)
@@ -162,9 +160,7 @@ def test_nothing_to_cancel(page: Page) -> None:
 
 def test_two_tabs_at_once_both_reach_the_open_history(page: Page, gate: Gate) -> None:
     generate(page)
-    page.get_by_role("tab", name="Edit").click()
-    page.click("#take-last")
-    expect(page.locator("#edit-status")).to_contain_text("Paint over", timeout=SOON)
+    edit_the_last(page)
     page.get_by_role("radio", name="Keep the coarse scales").check()
     gate.shut()
     page.click("#edit")
@@ -178,9 +174,7 @@ def test_two_tabs_at_once_both_reach_the_open_history(page: Page, gate: Gate) ->
 
 def test_an_edit_takes_the_settings_of_its_tab(page: Page, gate: Gate) -> None:
     generate(page)
-    page.get_by_role("tab", name="Edit").click()
-    page.click("#take-last")
-    expect(page.locator("#edit-status")).to_contain_text("Paint over", timeout=SOON)
+    edit_the_last(page)
     page.get_by_role("radio", name="Keep the coarse scales").check()
     page.get_by_role("button", name="More settings").last.click()
     page.get_by_label("number input for Guidance").last.fill("2.5")

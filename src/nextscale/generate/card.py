@@ -173,13 +173,20 @@ def card_body(settings: ModelSettings, about: CardSettings | None = None) -> lis
         lines += ['generator(labels=[None], seeds=[0]).save("image.png")']
     lines += ["```"]
     if about.scores:
-        lines += ["", f"## Scores{f', against {about.dataset}' if about.dataset else ''}", ""]
-        lines += ["| score | value | 95 % |", "|---|---|---|"]
         lines += [
-            f"| {_cell(score.name)} | {score.value:.5g} | {_interval(score)} |" for score in about.scores
+            "",
+            f"## Scores{f', against {about.dataset}' if about.dataset else ''}",
+            "",
+            *score_lines(about),
         ]
-        lines += ["", *(f"- {detail}" for detail in about.details)]
     return lines
+
+
+def score_lines(about: CardSettings) -> list[str]:
+    """A table of the scores, and how they were measured."""
+    rows = [f"| {_cell(score.name)} | {score.value:.5g} | {_interval(score)} |" for score in about.scores]
+    details = [f"- {detail}" for detail in about.details]
+    return ["| score | value | 95 % |", "|---|---|---|", *rows, "", *details]
 
 
 def _cell(text: str) -> str:

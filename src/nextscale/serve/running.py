@@ -43,6 +43,7 @@ def build_app(
     app = create_app(
         made, server, name=name, metrics=metrics, keys=keys, model_digest=model_digest
     )  # fmt: skip
+    app.state.let_go = lambda: None
     if server.page:
         from nextscale.serve.page.blocks import mount_page
 
@@ -111,7 +112,7 @@ def build_server(app: FastAPI, settings: ServerSettings, *, say: Callable[[str],
     engine = app.state.service.engine
     return _Server(
         server_config(app, settings), say=say, drain=lambda: engine.drain(settings.grace_s),
-        let_go=getattr(app.state, "let_go", lambda: None),
+        let_go=app.state.let_go,
     )  # fmt: skip
 
 

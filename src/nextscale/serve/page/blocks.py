@@ -68,9 +68,9 @@ def mount_page(app: FastAPI, service: Service, keys: dict[str, str] | None) -> C
     async def root() -> RedirectResponse:
         return RedirectResponse(f"{PATH}/")
 
-    (mounted,) = [route.app for route in app.routes if isinstance(route, Mount) and route.path == PATH]
-    closing: Callable[[], None] = mounted.stop_event.set  # type: ignore[attr-defined]
-    return closing
+    mounts = [route.app for route in app.routes if isinstance(route, Mount)]
+    (mounted,) = [one for one in mounts if isinstance(one, gradio.routes.App)]
+    return mounted.stop_event.set
 
 
 def build_page(service: Service) -> gradio.Blocks:

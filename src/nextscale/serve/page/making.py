@@ -136,9 +136,10 @@ def seed_from(fresh: bool, seed: float | None) -> int:
     """
     if fresh:
         return secrets.randbelow(10**6)
-    if filled(seed, "Seed") < 0:
-        raise ValueError(f"seed {seed}: expected a whole number from 0")
-    return filled(seed, "Seed")
+    typed = filled(seed, "Seed")
+    if typed < 0:
+        raise ValueError(f"seed {typed}: expected a whole number from 0")
+    return typed
 
 
 def on_canvas(picture: Image.Image, engine: Engine, task: str) -> tuple[numpy.ndarray, numpy.ndarray]:
