@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-KINDS = ("prior", "tokenizer", "adversarial", "next_token", "diffusion", "classifier")
+KINDS = ("prior", "tokenizer", "adversarial", "next_token", "diffusion", "decoder", "classifier")
 
 
 def honest_run(kind: str, home: Path, folder: Path, *, stop: int, replayed: bool, audited: bool) -> str:

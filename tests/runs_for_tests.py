@@ -13,9 +13,9 @@ from models_for_tests import SIZES, model_settings, random_generator, write_pict
 from nextscale import Generator
 from nextscale.train import loop as train_loop
 from nextscale.train.run import train_run
-from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
+from nextscale.train.settings import AnyRun, ClassifierRun, DecoderRun, PriorRun, TokenizerRun
 
-Run = TokenizerRun | PriorRun | ClassifierRun
+Run = AnyRun
 STEPS = 12
 LOOP = {
     "batch_size": 4, "num_steps": STEPS, "precision": "float32", "ema_decay": 0.8,
@@ -24,13 +24,15 @@ LOOP = {
 
 
 def make_home(folder: Path) -> Path:
-    """Put pictures of three classes into a folder, and two tokenizers to train priors on: one of one
-    scale.
+    """Put pictures of three classes into a folder, two tokenizers to train priors on (one of one scale), and
+    a whole model.
     """
     write_pictures(folder / "pictures", 20, (10, 9), num_classes=3)
     for name, settings in (("given", model_settings()), ("one-scale", model_settings(sizes=[(4, 4)]))):
         tokenizer = random_generator(settings=settings).tokenizer
         Generator(settings.model_copy(update={"prior": None}), tokenizer).save(folder / name)
+    names = tuple(f"class {number:02d}" for number in range(3))
+    random_generator(model_settings().model_copy(update={"class_names": names})).save(folder / "complete")
     return folder
 
 
@@ -68,6 +70,15 @@ def tiny_run(kind: str, home: Path, **loop: Any) -> Run:
             common["sampling"] = {"num_steps": 4}
         tokenizer_from = home / ("one-scale" if kind == "next_token" else "given")
         return PriorRun(tokenizer_from=str(tokenizer_from), prior=prior, **common)
+    if kind == "decoder":
+        common["discriminator"] = {"num_levels": 2, "start": 0.2, "warmup_share": 0.5}
+        return DecoderRun(
+            init=str(home / "complete"),
+            drawn_share=0.6,
+            drawn_scales=2,
+            losses={"adversarial": 0.5},
+            **common,
+        )
     common["data"] |= {"enlarge": 1.0}
     return ClassifierRun(
         classifier={"image_size": 8, "stem_dim": 8, "dims": (8, 8)}, max_shift=1, cut_out=3, **common

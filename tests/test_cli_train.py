@@ -65,7 +65,7 @@ def test_training_from_a_recipe_with_changes(here: Path, capsys: pytest.CaptureF
         "--loop.log_every",
         "2",
     ]
-    for stage in ("tokenizer", "prior", "classifier"):
+    for stage in ("tokenizer", "prior", "decoder", "classifier"):
         more = ["--tokenizer-from", "runs/tiny-tokenizer/model"] if stage == "prior" else []
         assert main(["train", stage, "tiny.toml", *changes, *more]) == 0
         out, err = capsys.readouterr()

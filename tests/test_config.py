@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from nextscale.config import build, merge, nearest, parse_overrides, setting_paths, setting_values
 from nextscale.generate.settings import SamplingSettings
 from nextscale.recipes import STAGES
-from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
+from nextscale.train.settings import ClassifierRun, DecoderRun, PriorRun, TokenizerRun
 
 TREE: dict[str, Any] = {"prior": {"depth": 3}}
 
@@ -114,7 +114,7 @@ def test_the_nearest_word() -> None:
     assert nearest("far_away.depth", ["prior.depth"], "--") == "; did you mean --prior.depth?"
 
 
-@pytest.mark.parametrize("model", [TokenizerRun, PriorRun, ClassifierRun])
+@pytest.mark.parametrize("model", [TokenizerRun, PriorRun, DecoderRun, ClassifierRun])
 def test_every_setting_is_described_and_frozen(model: type[BaseModel]) -> None:
     paths = list(setting_paths(model))
     assert len({path for path, _ in paths}) == len(paths) > 20

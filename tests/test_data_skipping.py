@@ -147,7 +147,7 @@ def _skipping(run: Run, **more: Any) -> Run:
     )
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "prior", "classifier"])
+@pytest.mark.parametrize("kind", ["tokenizer", "prior", "decoder", "classifier"])
 def test_a_run_lists_what_it_skipped(kind: str, home: Path, tmp_path: Path) -> None:
     _, said = train_quietly(_skipping(tiny_run(kind, home)), tmp_path / "run")
     listed = (tmp_path / "run" / "skipped_images.txt").read_text().splitlines()

@@ -42,7 +42,7 @@ def _replay(capsys: pytest.CaptureFixture[str], folder: Path, *words: object) ->
     return code, out + err
 
 
-@pytest.mark.parametrize("kind", ["prior", "adversarial", "next_token", "diffusion", "classifier"])
+@pytest.mark.parametrize("kind", ["prior", "adversarial", "next_token", "diffusion", "decoder", "classifier"])
 def test_an_honest_stretch_is_the_same_to_the_bit(
     kind: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

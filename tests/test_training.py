@@ -18,6 +18,7 @@ from nextscale.features.classifier import load_classifier
 from nextscale.models.hub import PROVENANCE
 from nextscale.train import loop as train_loop
 from nextscale.train.classifier_task import ClassifierTask
+from nextscale.train.decoder_task import DecoderTask
 from nextscale.train.diffusion_task import DiffusionTask
 from nextscale.train.logs import read_log
 from nextscale.train.prior_task import PriorTask
@@ -27,7 +28,8 @@ from runs_for_tests import STEPS, Run, make_home, tiny_run, train_quietly
 
 TASKS: dict[str, Any] = {
     "tokenizer": TokenizerTask, "adversarial": TokenizerTask, "prior": PriorTask,
-    "next_token": PriorTask, "diffusion": DiffusionTask, "classifier": ClassifierTask,
+    "next_token": PriorTask, "diffusion": DiffusionTask, "decoder": DecoderTask,
+    "classifier": ClassifierTask,
 }  # fmt: skip
 
 
@@ -174,6 +176,9 @@ def test_what_a_run_leaves(kind: str, undisturbed: Any, home: Path) -> None:
     if "tokenizer_from" in expected:
         given = Path(expected["tokenizer_from"]) / "tokenizer.safetensors"
         expected["tokenizer_sha256"] = digest(given)
+    if kind == "decoder":
+        expected["init_sha256"] = digest(home / "complete" / "tokenizer.safetensors")
+        expected["prior_sha256"] = digest(home / "complete" / "prior.safetensors")
     assert json.loads((folder / "run.json").read_text()) == expected
     records = read_log(folder / "log.jsonl")
     assert [(record["kind"], record["step"]) for record in records] == [

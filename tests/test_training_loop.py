@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from images import MemorySource
-from models_for_tests import make_loud, model_settings
+from models_for_tests import make_loud, model_settings, random_generator
 from nextscale.checkpoint import read_tensors
+from nextscale.train.decoder_task import DecoderTask
 from nextscale.train.logs import read_log
 from nextscale.train.prior_task import PriorTask
 from nextscale.train.progress import Progress
-from nextscale.train.settings import LoopSettings, PriorRun, TokenizerRun
+from nextscale.train.settings import DecoderRun, LoopSettings, PriorRun, TokenizerRun
 from nextscale.train.step import add_gradients, split_batch
 from nextscale.train.stopping import Stopped
 from nextscale.train.task import Task
@@ -46,6 +47,11 @@ def _task(kind: str, home: Path, tmp_path: Path, **changes: Any) -> Task:
         settings = model_settings()
         run = TokenizerRun(schedule=settings.schedule, tokenizer=settings.tokenizer, loop=loop)
         return TokenizerTask(run, device=CPU, **sources)
+    if kind == "decoder":
+        names = sources["source"].class_names
+        random_generator(model_settings().model_copy(update={"class_names": names})).save(tmp_path / "model")
+        decoder = DecoderRun(init=str(tmp_path / "model"), loop=loop)
+        return DecoderTask(decoder, device=CPU, **sources)
     prior = {"depth": 2, "model_dim": 16, "num_heads": 2, "drop_path": 0.3, "class_dropout": 0.3}
     prior_run = PriorRun(tokenizer_from=str(home / "given"), prior=prior, loop=loop, **changes)
     task = PriorTask(prior_run, device=CPU, folder=tmp_path, **sources)
@@ -61,7 +67,7 @@ def _gradients(task: Task, accumulate: int) -> dict[str, Tensor]:
     return {"loss": numbers["loss"], **gradients}
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "prior"])
+@pytest.mark.parametrize("kind", ["tokenizer", "prior", "decoder"])
 @pytest.mark.parametrize("parts", [2, 8])
 def test_parts_of_a_batch_add_up_to_its_gradient(kind: str, parts: int, home: Path, tmp_path: Path) -> None:
     whole = _gradients(_task(kind, home, tmp_path), 1)

@@ -76,7 +76,9 @@ def add_explain_options(explain: argparse.ArgumentParser) -> None:
 
 def add_approve_options(approve: argparse.ArgumentParser) -> None:
     """Add those of ``nextscale approve``."""
-    approve.add_argument("stage", choices=["tokenizer", "prior", "classifier"], help="what will be trained")
+    approve.add_argument(
+        "stage", choices=["tokenizer", "prior", "decoder", "classifier"], help="what will be trained"
+    )
     approve.add_argument("recipe", help="name of a recipe, or a .toml file")
     approve.add_argument("--out", help="folder that the run will have (default: runs/RECIPE-STAGE)")
     approve.add_argument("--device", help="where it will train (default: a GPU when there is one)")

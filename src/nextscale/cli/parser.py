@@ -97,8 +97,8 @@ def _add_data(add: AddCommand) -> None:
 
 
 def _add_train(add: AddCommand) -> None:
-    train = add("train", "Train a tokenizer, a prior or a classifier; run again to go on.", "train")
-    train.add_argument("stage", choices=["tokenizer", "prior", "classifier"], help="what to train")
+    train = add("train", "Train a tokenizer, prior, decoder or classifier; run again to go on.", "train")
+    train.add_argument("stage", choices=["tokenizer", "prior", "decoder", "classifier"], help="what to train")
     train.add_argument("recipe", help="name of a recipe, or a .toml file")
     train.add_argument("--out", help="folder of the run (default: runs/RECIPE-STAGE)")
     train.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")

@@ -1,5 +1,5 @@
-"""Runs as data: one TOML file per recipe, a table per stage (``tokenizer``, ``prior``, ``classifier``) or for
-a study (``scaling``, ``compare``).
+"""Runs as data: one TOML file per recipe, a table per stage (``tokenizer``, ``prior``, ``decoder``,
+``classifier``) or for a study (``scaling``, ``compare``).
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from typing import Any
 
 from nextscale.config import merge, read_toml
 from nextscale.studies.settings import ComparisonStudy, ScalingStudy
-from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
+from nextscale.train.settings import AnyRun, ClassifierRun, DecoderRun, PriorRun, TokenizerRun
 
 _HOME = Path(__file__).parent
 
 #: The settings class of each stage.
-STAGES: dict[str, type[TokenizerRun] | type[PriorRun] | type[ClassifierRun]] = {
+STAGES: dict[str, type[AnyRun]] = {
     "tokenizer": TokenizerRun,
     "prior": PriorRun,
+    "decoder": DecoderRun,
     "classifier": ClassifierRun,
 }
 

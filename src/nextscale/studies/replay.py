@@ -23,7 +23,7 @@ from nextscale.integrity.ledger import FILE, follow
 from nextscale.integrity.settings import LedgerSettings
 from nextscale.train.auditing import FOLDER as AUDITED
 from nextscale.train.run import settings_that_decide, train_run
-from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
+from nextscale.train.settings import AnyRun, ClassifierRun, DecoderRun, PriorRun, TokenizerRun
 from nextscale.train.stopping import Stopped
 
 #: What of a step must be the same to the bit wherever it is taken.
@@ -126,12 +126,11 @@ def _start_of(folder: Path, first: int) -> Path | None:
     return None
 
 
-def _run_of(
-    settings: dict[str, Any], last: int, *, with_weights: bool
-) -> TokenizerRun | PriorRun | ClassifierRun:
+def _run_of(settings: dict[str, Any], last: int, *, with_weights: bool) -> AnyRun:
     """The run again, without looks on the way (they change nothing that is trained)."""
-    kind = PriorRun if "prior" in settings else TokenizerRun if "tokenizer" in settings else ClassifierRun
-    run: TokenizerRun | PriorRun | ClassifierRun = kind.model_validate(settings)
+    marks: dict[str, type[AnyRun]] = {"prior": PriorRun, "tokenizer": TokenizerRun, "drawn_share": DecoderRun}
+    kinds = (kind for mark, kind in marks.items() if mark in settings)
+    run = next(kinds, ClassifierRun).model_validate(settings)
     loop = run.loop.model_copy(
         update={"evaluate_every": run.loop.num_steps + 1, "patience": 0, "stop_after": last}
     )
@@ -139,7 +138,7 @@ def _run_of(
     return run.model_copy(update={"loop": loop, "ledger": ledger})
 
 
-def _description(folder: Path, run: TokenizerRun | PriorRun | ClassifierRun) -> dict[str, Any]:
+def _description(folder: Path, run: AnyRun) -> dict[str, Any]:
     """What says that the folder for the time being holds this run: digests of inputs are those of before."""
     before: dict[str, Any] = json.loads((folder / "run.json").read_text())
     return before | settings_that_decide(run)
@@ -157,9 +156,7 @@ def _folder_for_now(ranks: Distributed) -> Iterator[Path]:
             shutil.rmtree(place.parent, ignore_errors=True)
 
 
-def _prepare(
-    place: Path, folder: Path, run: TokenizerRun | PriorRun | ClassifierRun, start: Path | None
-) -> None:
+def _prepare(place: Path, folder: Path, run: AnyRun, start: Path | None) -> None:
     """Have a folder hold what the run's own held; tokens that it keeps are taken as they are."""
     place.mkdir(parents=True)
     checkpoint.write_json(place / "run.json", _description(folder, run))

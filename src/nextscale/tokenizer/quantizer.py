@@ -159,7 +159,6 @@ class MultiScaleQuantizer(nn.Module):
         return map_BChw.flatten(2).transpose(1, 2)
 
     @torch.no_grad()
-    @torch.no_grad()
     def nearest(self, vectors_BTC: Tensor) -> Tensor:
         """The number of the code nearest to each vector: float32 (B, T, C) -> int64 (B, T)."""
         flat, codes = vectors_BTC.reshape(-1, vectors_BTC.shape[-1]), self.codebook.weight

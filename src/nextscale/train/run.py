@@ -21,6 +21,7 @@ from nextscale.integrity.history import History
 from nextscale.prior.settings import DiffusionSettings
 from nextscale.train.approving import plan_of
 from nextscale.train.classifier_task import ClassifierTask
+from nextscale.train.decoder_task import DecoderTask
 from nextscale.train.diffusion_task import DiffusionTask
 from nextscale.train.estimate import Estimate, estimate
 from nextscale.train.inputs import look_at_inputs
@@ -30,7 +31,7 @@ from nextscale.train.prior_task import PriorTask
 from nextscale.train.record_start import facts_of, open_recorder
 from nextscale.train.recording import Recorder
 from nextscale.train.run_folder import claimed_by_first, first_difference
-from nextscale.train.settings import ClassifierRun, PriorRun, TokenizerRun
+from nextscale.train.settings import AnyRun, ClassifierRun, DecoderRun, PriorRun, TokenizerRun
 from nextscale.train.sharding import check_torch, weights_to_cut
 from nextscale.train.task import Task
 from nextscale.train.tokenizer_task import TokenizerTask
@@ -39,7 +40,7 @@ _MOST_NAMES = 20
 
 
 def train_run(
-    run: TokenizerRun | PriorRun | ClassifierRun, folder: Path, *, device: str | None = None,
+    run: AnyRun, folder: Path, *, device: str | None = None,
     say: Callable[[str], None], progress: bool = True, ranks: Distributed | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Train what a run describes, or go on with it; the finished model is in ``folder / "model"``.
@@ -94,7 +95,7 @@ def train_run(
 
 
 def _open_recorder(
-    run: TokenizerRun | PriorRun | ClassifierRun, folder: Path, task: Task, *, description: dict[str, Any],
+    run: AnyRun, folder: Path, task: Task, *, description: dict[str, Any],
     ranks: Distributed,
 ) -> Recorder:  # fmt: skip
     """The ledger of a run, after looking at all that it works with."""
@@ -102,21 +103,21 @@ def _open_recorder(
     return open_recorder(folder, run.ledger, facts=facts, images=_images(task), ranks=ranks)
 
 
-def _describe(run: TokenizerRun | PriorRun | ClassifierRun, task: Task) -> dict[str, Any]:
+def _describe(run: AnyRun, task: Task) -> dict[str, Any]:
     """What must stay when a run goes on: its settings, and digests of what it starts from."""
     description = settings_that_decide(run)
     if isinstance(task, PriorBase):  # another tokenizer in the same place would make it another run
         description["tokenizer_sha256"] = task.tokenizer_digest
     if isinstance(task, PriorTask) and task.cache is not None:
         description["tokens_sha256"] = task.cache.sha256
-    if isinstance(task, TokenizerTask):
+    if isinstance(task, TokenizerTask | DecoderTask):
         description |= task.digests
-    if isinstance(task, PriorBase | TokenizerTask) and task.init_digest:
+    if isinstance(task, PriorBase | TokenizerTask | DecoderTask) and task.init_digest:
         description["init_sha256"] = task.init_digest
     return description
 
 
-def plan_run(run: TokenizerRun | PriorRun | ClassifierRun, name: str, *, device: str | None = None) -> Plan:
+def plan_run(run: AnyRun, name: str, *, device: str | None = None) -> Plan:
     """What a run is about to train, with which code, on which images: to be approved. Writes nothing.
 
     Args:
@@ -141,7 +142,7 @@ def _images(task: Task) -> dict[str, Source]:
     return {name: source for name, source in sets.items() if not isinstance(source, TokenCache)}
 
 
-def settings_that_decide(run: TokenizerRun | PriorRun | ClassifierRun) -> dict[str, Any]:
+def settings_that_decide(run: AnyRun) -> dict[str, Any]:
     """The settings of a run that must stay when it goes on, as its `run.json` holds them."""
     description = run.model_dump(mode="json")
     del description["data"]["on_bad_image"]  # a run that a bad image stopped may go on and skip it
@@ -156,7 +157,7 @@ def _say_nothing(_line: str) -> None:
     pass
 
 
-def _check_processes(run: TokenizerRun | PriorRun | ClassifierRun, ranks: Distributed) -> None:
+def _check_processes(run: AnyRun, ranks: Distributed) -> None:
     """Raise ValueError when a run cannot be shared by so many processes."""
     ranks.part(run.loop.batch_size, accumulate=run.loop.accumulate)
     if isinstance(run, ClassifierRun) and ranks.world_size > 1:
@@ -174,7 +175,7 @@ def _check_processes(run: TokenizerRun | PriorRun | ClassifierRun, ranks: Distri
                 )
 
 
-def _processes(run: TokenizerRun | PriorRun | ClassifierRun, task: Task, ranks: Distributed) -> str:
+def _processes(run: AnyRun, task: Task, ranks: Distributed) -> str:
     """How many there are, and how much they share out, in words."""
     if ranks.world_size == 1:
         return ""
@@ -197,7 +198,7 @@ def _check_same(description: dict[str, Any], ranks: Distributed) -> None:
             )
 
 
-def estimate_run(run: TokenizerRun | PriorRun | ClassifierRun, *, device: str | None = None) -> Estimate:
+def estimate_run(run: AnyRun, *, device: str | None = None) -> Estimate:
     """What a run will take (`nextscale.train.estimate.estimate`); writes nothing, so tokens are not kept.
 
     Raises:
@@ -211,7 +212,7 @@ def estimate_run(run: TokenizerRun | PriorRun | ClassifierRun, *, device: str | 
 
 
 def _task_of(
-    run: TokenizerRun | PriorRun | ClassifierRun, folder: Path, *, device: torch.device,
+    run: AnyRun, folder: Path, *, device: torch.device,
     skipped: SkippedImages | None, progress: bool,
 ) -> tuple[Task, str]:  # fmt: skip
     """Open the data, then build the task with weights that the seed decides; and say what the data are."""
@@ -234,7 +235,7 @@ def _report(names: Sequence[str], folder: Path, say: Callable[[str], None]) -> N
         say(f"  and {len(names) - _MOST_NAMES} more")
 
 
-def _open(run: TokenizerRun | PriorRun | ClassifierRun) -> tuple[Source | TokenCache, Source]:
+def _open(run: AnyRun) -> tuple[Source | TokenCache, Source]:
     """What to train on, and the validation images. Kept tokens come without images, unless both are there."""
     data, tokens_from = run.data, run.tokens_from if isinstance(run, PriorRun) else ""
     if tokens_from and not data.source and not data.validation:
@@ -256,7 +257,7 @@ def _open(run: TokenizerRun | PriorRun | ClassifierRun) -> tuple[Source | TokenC
 
 
 def _build(
-    run: TokenizerRun | PriorRun | ClassifierRun,
+    run: AnyRun,
     source: Source | TokenCache,
     validation: Source,
     *,
@@ -272,4 +273,6 @@ def _build(
     assert not isinstance(source, TokenCache)
     if isinstance(run, TokenizerRun):
         return TokenizerTask(run, source=source, validation=validation, device=device, skipped=skipped)
+    if isinstance(run, DecoderRun):
+        return DecoderTask(run, source=source, validation=validation, device=device, skipped=skipped)
     return ClassifierTask(run, source=source, validation=validation, device=device, skipped=skipped)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -84,16 +84,21 @@ class LoopSettings(BaseModel):
         return self
 
 
-class TokenizerLosses(BaseModel):
-    """Weights of the tokenizer's losses."""
+class ReconstructionLosses(BaseModel):
+    """Weights of what is lost by reconstructions."""
 
     model_config = _FROZEN
     l1: float = Field(0.2, ge=0, description="mean absolute error of pixels")
     l2: float = Field(1.0, ge=0, description="mean squared error of pixels")
-    codebook: float = Field(1.0, ge=0, description="codes towards features")
-    commitment: float = Field(0.25, ge=0, description="features towards codes")
     perceptual: float = Field(0.0, ge=0, description="distance of what a network sees; 0 is off")
     adversarial: float = Field(0.0, ge=0, description="what a discriminator tells apart; 0 is off")
+
+
+class TokenizerLosses(ReconstructionLosses):
+    """Weights of the tokenizer's losses."""
+
+    codebook: float = Field(1.0, ge=0, description="codes towards features")
+    commitment: float = Field(0.25, ge=0, description="features towards codes")
     reset_after: int = Field(
         50, ge=0, description="steps without use after which a code is put elsewhere; 0: never"
     )
@@ -135,11 +140,7 @@ class TokenizerRun(BaseModel):
 
     @model_validator(mode="after")
     def _check_scales(self) -> TokenizerRun:
-        if self.discriminator.dino_weights and not self.losses.adversarial:
-            raise ValueError(
-                "discriminator.dino_weights would have no effect with losses.adversarial 0: set that above "
-                "0, or leave it out"
-            )
+        _check_adversary(self.discriminator, self.losses)
         if self.codes.scale_dropout and self.schedule.num_scales == 1:
             raise ValueError(
                 "codes.scale_dropout stops samples at an earlier scale, but the schedule has one scale only: "
@@ -147,6 +148,14 @@ class TokenizerRun(BaseModel):
             )
         _check_phis(self.tokenizer.quantizer, self.schedule, init=self.init)
         return self
+
+
+def _check_adversary(discriminator: DiscriminatorSettings, losses: ReconstructionLosses) -> None:
+    if discriminator.dino_weights and not losses.adversarial:
+        raise ValueError(
+            "discriminator.dino_weights would have no effect with losses.adversarial 0: set that above "
+            "0, or leave it out"
+        )
 
 
 def _check_phis(quantizer: QuantizerSettings, schedule: ScaleSchedule, *, init: str) -> None:
@@ -259,3 +268,30 @@ class ClassifierRun(BaseModel):
                 "one process: leave it out"
             )
         return self
+
+
+class DecoderRun(BaseModel):
+    """Everything that decides the tuning of a decoder on what the prior draws."""
+
+    model_config = _FROZEN
+    init: str = Field("", description="model with a prior whose decoder is tuned: a folder or a bundled name")
+    drawn_share: float = Field(
+        0.5, ge=0, le=1, description="share of training samples of which the prior draws the last scales"
+    )
+    drawn_scales: int = Field(1, ge=1, description="how many last scales it draws; coarser ones are real")
+    data: DataSettings = DataSettings()
+    losses: ReconstructionLosses = ReconstructionLosses()
+    perceptual: PerceptualSettings = PerceptualSettings()
+    discriminator: DiscriminatorSettings = DiscriminatorSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    loop: LoopSettings = LoopSettings()
+    ledger: LedgerSettings = LedgerSettings()
+
+    @model_validator(mode="after")
+    def _check_discriminator(self) -> DecoderRun:
+        _check_adversary(self.discriminator, self.losses)
+        return self
+
+
+#: Any of them.
+AnyRun: TypeAlias = TokenizerRun | PriorRun | DecoderRun | ClassifierRun

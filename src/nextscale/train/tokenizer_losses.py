@@ -10,7 +10,8 @@ from torch import Tensor
 
 from nextscale.distributed import place
 from nextscale.features.perceptual import PerceptualDistance, load_perceptual
-from nextscale.train.settings import TokenizerRun
+from nextscale.features.weights import weights_digest
+from nextscale.train.settings import DecoderRun, ReconstructionLosses, TokenizerRun
 
 
 class ReconstructionLoss:
@@ -19,9 +20,11 @@ class ReconstructionLoss:
     The perceptual network is no part of what is trained or saved; it exists when its weight is above 0.
     """
 
-    def __init__(self, run: TokenizerRun, *, image_size: tuple[int, int], device: torch.device) -> None:
+    def __init__(
+        self, run: TokenizerRun | DecoderRun, *, image_size: tuple[int, int], device: torch.device
+    ) -> None:
         """Raises ValueError where the perceptual network's files are missing or it needs larger images."""
-        self.weights = run.losses
+        self.weights: ReconstructionLosses = run.losses
         self.perceptual: PerceptualDistance | None = None
         if run.losses.perceptual:
             self.perceptual = place(load_perceptual(run.perceptual), device)
@@ -36,3 +39,18 @@ class ReconstructionLoss:
             distance = self.perceptual(decoded_BCHW, images_BCHW).mean()
             loss, numbers["perceptual"] = loss + self.weights.perceptual * distance, distance
         return loss, numbers
+
+
+def loss_digests(run: TokenizerRun | DecoderRun) -> dict[str, str]:
+    """SHA-256 of the files of other networks that decide what is learnt, as far as a run uses any."""
+    losses, perceptual = run.losses, run.perceptual
+    files = {
+        "perceptual_weights_sha256": perceptual.weights if losses.perceptual else "",
+        "perceptual_heads_sha256": perceptual.heads if losses.perceptual else "",
+        "dino_weights_sha256": run.discriminator.dino_weights,
+    }
+    return {
+        name: weights_digest(source, purpose=name.removesuffix("_sha256"))
+        for name, source in files.items()
+        if source
+    }

@@ -18,8 +18,6 @@ from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.distributed import Distributed, place
 from nextscale.evaluate.reconstruction import reconstruction_scores
-from nextscale.features.vit import load_vit
-from nextscale.features.weights import weights_digest
 from nextscale.generate.folder import save_model
 from nextscale.generate.settings import ModelSettings
 from nextscale.integrity.signatures import find_trusted_model
@@ -27,13 +25,13 @@ from nextscale.pixels import side_by_side, to_model, to_uint8
 from nextscale.rng import step_generator
 from nextscale.tokenizer.model import Tokenizer
 from nextscale.train.adversary import NUM_ADVERSARY_UNIFORMS, Adversary
+from nextscale.train.adversary_start import with_discriminator
 from nextscale.train.alarms import adversary_alarms, usage_alarms
 from nextscale.train.codes import CodeKeeper
-from nextscale.train.discriminator import DinoHeads, DinoView, Discriminator
 from nextscale.train.fine_tune import start_from
 from nextscale.train.optimizer import ParameterGroup
 from nextscale.train.settings import TokenizerRun
-from nextscale.train.tokenizer_losses import ReconstructionLoss
+from nextscale.train.tokenizer_losses import ReconstructionLoss, loss_digests
 
 _PICTURE_IMAGES = 32
 #: Of a sample's uniform numbers, the first ones decide where it stops, the next ones how it is disturbed.
@@ -62,7 +60,11 @@ class TokenizerTask:
         self.reconstruction = ReconstructionLoss(run, image_size=self.tokenizer.image_size, device=device)
         self.module: nn.Module = self.tokenizer
         self.parameter_groups: tuple[ParameterGroup, ...] = ()
-        self.adversary = self._with_discriminator() if run.losses.adversarial else None
+        self.adversary: Adversary | None = None
+        if run.losses.adversarial:
+            self.adversary, self.module, self.parameter_groups = with_discriminator(
+                self.tokenizer, run, device=device
+            )
 
     def _start_from_init(self) -> list[str]:
         """Take the weights of `init`, where it is set. Returns what to say about it."""
@@ -74,43 +76,10 @@ class TokenizerTask:
         tensors = checkpoint.read_tensors(home / "tokenizer.safetensors")
         return start_from(self.tokenizer, tensors, source=self.run.init).lines(self.run.init)
 
-    def _with_discriminator(self) -> Adversary:
-        """Put a discriminator beside the tokenizer in what is trained."""
-        settings = self.run.discriminator
-        view: DinoView | None = None
-        if settings.dino_weights:
-            network = load_vit(settings.dino_weights, purpose="weights of DINO")
-            view = DinoView(place(network, self.device))
-            discriminator: nn.Module = DinoHeads(settings, view)
-        else:
-            discriminator = Discriminator(settings, self.tokenizer.image_size)
-        place(discriminator, self.device)
-        self.module = nn.ModuleDict({"tokenizer": self.tokenizer, "discriminator": discriminator})
-        self.parameter_groups = (
-            ParameterGroup(
-                "discriminator", lr_factor=settings.lr_factor, betas=settings.betas,
-                clip_norm=settings.clip_norm,
-            ),
-        )  # fmt: skip
-        return Adversary(
-            discriminator, settings, last_layer=self.tokenizer.decoder.conv_out.weight,
-            weight=self.run.losses.adversarial, num_steps=self.run.loop.num_steps, view=view,
-        )  # fmt: skip
-
     @property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the files of other networks that decide what is learnt."""
-        losses, perceptual = self.run.losses, self.run.perceptual
-        files = {
-            "perceptual_weights_sha256": perceptual.weights if losses.perceptual else "",
-            "perceptual_heads_sha256": perceptual.heads if losses.perceptual else "",
-            "dino_weights_sha256": self.run.discriminator.dino_weights,
-        }
-        return {
-            name: weights_digest(source, purpose=name.removesuffix("_sha256"))
-            for name, source in files.items()
-            if source
-        }
+        return loss_digests(self.run)
 
     @property
     def averaged(self) -> nn.Module:
