@@ -149,7 +149,8 @@ def _run(run: Path, folder: Path, name: str) -> list[str]:
     """Inputs, seconds, first losses and curves of one training."""
     statement = read_statement(run / "model")
     parameters = statement.definition.externalParameters
-    kind = "prior" if "prior" in parameters else "tokenizer"
+    marks = {"prior": "prior", "drawn_share": "decoder"}
+    kind = next((kind for mark, kind in marks.items() if mark in parameters), "tokenizer")
     records = read_log(run / "log.jsonl")
     steps = [record for record in records if record["kind"] == "train"]
     loop = parameters["loop"]

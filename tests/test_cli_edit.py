@@ -129,7 +129,7 @@ def test_the_best_candidate(here: Path, by: str) -> None:
         ("cifar10-tiny image.png --task outpaint --share 1", "share 1.0: Input should be less than 1"),
         ("cifar10-tiny image.png --task outpaint --place 1", "--place '1': expected y,x"),
         ("cifar10-tiny image.png --share 0.5 " + BOX, "share would have no effect on task inpaint"),
-        ("cifar10-tiny image.png --from-scale 9 " + BOX, "from_scale 9 is out of range: expected 0 to 6"),
+        ("cifar10-tiny image.png --from-scale 9 " + BOX, "from_scale 9 is out of range: expected 0 to 4"),
         ("cifar10-tiny image.png --seed -1 " + BOX, "seed -1 must be a whole number"),
         ("cifar10-tiny image.png --top-k 9999 " + BOX, "top_k 9999 is out of range"),
         ("cifar10-tiny image.png --no-paste --feather 3 " + BOX, "feather 3 would have no effect"),

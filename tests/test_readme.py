@@ -63,7 +63,7 @@ def test_every_block_runs(stranger):
 def test_the_blocks_of_the_editing_page_run(stranger):
     assert len(EDITING) == 2
     run_blocks(EDITING)
-    files = ("filled/edited.png", "best-of-eight/candidates.png", "two-fillings.png", "scale-5.png")
+    files = ("filled/edited.png", "best-of-eight/candidates.png", "two-fillings.png", "scale-3.png")
     for name in (*files, "likeliest.png"):
         assert (stranger / name).stat().st_size > 0, name
 
