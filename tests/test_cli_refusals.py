@@ -151,7 +151,7 @@ def _refused(line: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("data check pictures --ot new", "data does not know '--ot'; did you mean --out?"),
         ("data check", "the following arguments are required: source"),
         ("data", "the following arguments are required: ACTION"),
-        (f"{PRIOR} --tokenizer_from model --tokens_from empty", "cache_views 1 would have no effect"),
+        (f"{PRIOR} --tokenizer_from model --tokens_from empty", "cache_views 2 would have no effect"),
         (
             f"{PRIOR} --tokenizer_from model --sampling.top_k 0 --tokens_from full --cache_views 0",
             "full holds no token cache",

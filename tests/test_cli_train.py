@@ -41,7 +41,14 @@ dims = [8, 8]
 [classifier.loop]
 batch_size = 4
 num_steps = 500
+[decoder.loop]
+batch_size = 4
 """
+#: What a stage is given of those before.
+MORE = {
+    "prior": ["--tokenizer-from", "runs/tiny-tokenizer/model"],
+    "decoder": ["--init", "runs/tiny-prior/model"],
+}
 
 
 @pytest.fixture
@@ -66,8 +73,7 @@ def test_training_from_a_recipe_with_changes(here: Path, capsys: pytest.CaptureF
         "2",
     ]
     for stage in ("tokenizer", "prior", "decoder", "classifier"):
-        more = ["--tokenizer-from", "runs/tiny-tokenizer/model"] if stage == "prior" else []
-        assert main(["train", stage, "tiny.toml", *changes, *more]) == 0
+        assert main(["train", stage, "tiny.toml", *changes, *MORE.get(stage, [])]) == 0
         out, err = capsys.readouterr()
         folder = here / "runs" / f"tiny-{stage}"
         assert err == "" and f"model: runs/tiny-{stage}/model" in out
