@@ -68,7 +68,7 @@ def _rows(generator: Generator, images: numpy.ndarray) -> dict[str, list[numpy.n
                     _holed(images, half), edit(images, others, mask=half, task="replace")],
         "outpaint": [images, canvas, edit(images, task="outpaint", share=0.75),
                      edit(images, task="outpaint", share=0.75, first=100)],
-        "variation": [images, *(edit(images, task="variation", from_scale=k) for k in (5, 4, 3, 2, 1))],
+        "variation": [images, *(edit(images, task="variation", from_scale=k) for k in (3, 2, 1))],
         "upscale": [enlarge(small, 2), edit(small, task="upscale"), images],
     }  # fmt: skip
 

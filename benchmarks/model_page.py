@@ -92,7 +92,9 @@ def _options() -> argparse.Namespace:
 
 def _head(options: argparse.Namespace, generator: Generator) -> list[str]:
     notes = options.notes.read_text().rstrip().splitlines() if options.notes else []
-    body = card_body(generator.settings)
+    body = [
+        line.replace("this folder, or hub:owner/name", options.name) for line in card_body(generator.settings)
+    ]
     return [f"# {options.name}", *body[1:], "", *notes]
 
 
