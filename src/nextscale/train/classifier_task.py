@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.data.loader import WHOLE, Batch, evaluation_batches, training_batches
+from nextscale.data.loader import WHOLE, Batch, evaluation_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.distributed import Distributed, place
@@ -21,6 +21,7 @@ from nextscale.pixels import to_model
 from nextscale.train.augment import cut_out, shift
 from nextscale.train.optimizer import ParameterGroup
 from nextscale.train.settings import ClassifierRun
+from nextscale.train.task import image_batches
 
 _WHITENING_IMAGES = 2000
 
@@ -59,17 +60,7 @@ class ClassifierTask:
         return {}
 
     def batches(self, steps: range, *, part: slice = WHOLE) -> Iterator[Batch]:
-        loop = self.run.loop
-        return training_batches(
-            self.source,
-            self.run.data,
-            size=self.size,
-            batch_size=loop.batch_size,
-            seed=loop.seed,
-            steps=steps,
-            skipped=self.skipped,
-            part=part,
-        )
+        return image_batches(self, self.run, size=self.size, steps=steps, part=part)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch.items.to(self.device, memory_format=torch.channels_last)

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from nextscale import checkpoint
-from nextscale.data.loader import WHOLE, Batch, evaluation_batches, training_batches
+from nextscale.data.loader import WHOLE, Batch, evaluation_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.distributed import Distributed
 from nextscale.evaluate.reconstruction import reconstruction_scores
 from nextscale.evaluate.sharing import shared_batches, shared_mean
 from nextscale.evaluate.similarity import psnr
-from nextscale.generate.folder import load_prior, save_model
+from nextscale.generate.folder import load_prior, load_tokenizer, save_model
 from nextscale.generate.generator import Generator
 from nextscale.generate.precision import Dtype
 from nextscale.generate.request import Forced
@@ -38,6 +38,7 @@ from nextscale.train.adversary_start import with_discriminator
 from nextscale.train.alarms import adversary_alarms
 from nextscale.train.optimizer import ParameterGroup
 from nextscale.train.settings import DecoderRun
+from nextscale.train.task import image_batches
 from nextscale.train.tokenizer_losses import ReconstructionLoss, loss_digests
 
 _PICTURE_IMAGES, _EVALUATION_BATCH = 32, 64
@@ -66,7 +67,7 @@ class DecoderTask:
         self._check_model()
         self.init_digest = checkpoint.digest(self.home / "tokenizer.safetensors")
         self.prior_digest = checkpoint.digest(self.home / "prior.safetensors")
-        self.tokenizer = Generator.load(self.home, device=device).tokenizer
+        self.tokenizer = load_tokenizer(self.home, self.settings).to(device)
         self.module: nn.Module = self.tokenizer.requires_grad_(False)
         for part in (self.tokenizer.post_quant, self.tokenizer.decoder):
             part.requires_grad_(True)
@@ -110,11 +111,7 @@ class DecoderTask:
         return self.adversary.totals if self.adversary else {}
 
     def batches(self, steps: range, *, part: slice = WHOLE) -> Iterator[Batch]:
-        loop = self.run.loop
-        return training_batches(
-            self.source, self.run.data, size=self.tokenizer.image_size, batch_size=loop.batch_size,
-            seed=loop.seed, steps=steps, skipped=self.skipped, part=part,
-        )  # fmt: skip
+        return image_batches(self, self.run, size=self.tokenizer.image_size, steps=steps, part=part)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch.items.to(self.device, memory_format=torch.channels_last)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nextscale.data.loader import WHOLE, Batch, evaluation_batches, training_batches
+from nextscale.data.loader import WHOLE, Batch, evaluation_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.token_cache import TokenCache
 from nextscale.distributed import Distributed
@@ -25,6 +25,7 @@ from nextscale.prior.noise import NUM_TIMES, add_noise
 from nextscale.prior.transformer import drop_path_factors
 from nextscale.rng import lesson_normals
 from nextscale.train.prior_base import PriorBase
+from nextscale.train.task import image_batches
 
 _MEASURED_IMAGES, _MEASURED_AT_A_TIME = 2048, 64
 _LEAST_DEVIATION = 1e-3  # a channel that says nothing must not be blown up
@@ -69,12 +70,7 @@ class DiffusionTask(PriorBase):
             return self.tokenizer.features(images_BCHW.to(self.device))
 
     def batches(self, steps: range, *, part: slice = WHOLE) -> Iterator[Batch]:
-        assert not isinstance(self.source, TokenCache), "settings refuse tokens_from"
-        return training_batches(
-            self.source, self.run.data, size=self.tokenizer.image_size,
-            batch_size=self.run.loop.batch_size, seed=self.run.loop.seed, steps=steps, skipped=self.skipped,
-            part=part,
-        )  # fmt: skip
+        return image_batches(self, self.run, size=self.tokenizer.image_size, steps=steps, part=part)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         prior = self.module

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextscale.data.loader import WHOLE, Batch, token_batches, training_batches
+from nextscale.data.loader import WHOLE, Batch, token_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.data.token_cache import TokenCache, describe, labels_digest, open_cache
@@ -25,6 +25,7 @@ from nextscale.prior.transformer import drop_path_factors
 from nextscale.scales import ScaleSchedule
 from nextscale.train.prior_base import PriorBase
 from nextscale.train.settings import PriorRun
+from nextscale.train.task import image_batches
 
 _TOKENIZE_BATCH = 100
 
@@ -102,10 +103,7 @@ class PriorTask(PriorBase):
                 steps=steps, part=part,
             )  # fmt: skip
         assert not self.run.cache_views and not isinstance(self.source, TokenCache), "not prepared"
-        return training_batches(
-            self.source, self.run.data, size=self.tokenizer.image_size, batch_size=loop.batch_size,
-            seed=loop.seed, steps=steps, skipped=self.skipped, part=part,
-        )  # fmt: skip
+        return image_batches(self, self.run, size=self.tokenizer.image_size, steps=steps, part=part)
 
     def _encode(self, images_BCHW: Tensor) -> Tensor:
         return self.tokenizer.encode(images_BCHW.to(self.device), precision=self.run.encode_precision)

@@ -95,9 +95,8 @@ def train_run(
 
 
 def _open_recorder(
-    run: AnyRun, folder: Path, task: Task, *, description: dict[str, Any],
-    ranks: Distributed,
-) -> Recorder:  # fmt: skip
+    run: AnyRun, folder: Path, task: Task, *, description: dict[str, Any], ranks: Distributed
+) -> Recorder:
     """The ledger of a run, after looking at all that it works with."""
     facts = facts_of(run.model_dump(mode="json", exclude={"ledger"}), description, ranks)
     return open_recorder(folder, run.ledger, facts=facts, images=_images(task), ranks=ranks)

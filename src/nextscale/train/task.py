@@ -9,12 +9,13 @@ from typing import Protocol
 import numpy
 from torch import Tensor, nn
 
-from nextscale.data.loader import WHOLE, Batch
+from nextscale.data.loader import WHOLE, Batch, training_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.data.token_cache import TokenCache
 from nextscale.distributed import Distributed
 from nextscale.train.optimizer import ParameterGroup
+from nextscale.train.settings import AnyRun
 
 
 class Task(Protocol):
@@ -94,3 +95,14 @@ class Task(Protocol):
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write the finished model."""
         ...
+
+
+def image_batches(
+    task: Task, run: AnyRun, *, size: tuple[int, int], steps: range, part: slice
+) -> Iterator[Batch]:
+    """`Task.batches` of a task that trains on images of a size, in pixels."""
+    assert not isinstance(task.source, TokenCache), "settings refuse tokens_from"
+    return training_batches(
+        task.source, run.data, size=size, batch_size=run.loop.batch_size, seed=run.loop.seed, steps=steps,
+        skipped=task.skipped, part=part,
+    )  # fmt: skip

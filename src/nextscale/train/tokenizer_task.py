@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nextscale import checkpoint
-from nextscale.data.loader import WHOLE, Batch, evaluation_batches, training_batches
+from nextscale.data.loader import WHOLE, Batch, evaluation_batches
 from nextscale.data.skipped import SkippedImages
 from nextscale.data.sources import Source
 from nextscale.distributed import Distributed, place
@@ -31,6 +31,7 @@ from nextscale.train.codes import CodeKeeper
 from nextscale.train.fine_tune import start_from
 from nextscale.train.optimizer import ParameterGroup
 from nextscale.train.settings import TokenizerRun
+from nextscale.train.task import image_batches
 from nextscale.train.tokenizer_losses import ReconstructionLoss, loss_digests
 
 _PICTURE_IMAGES = 32
@@ -90,11 +91,7 @@ class TokenizerTask:
         return {**self.codes.totals, **(self.adversary.totals if self.adversary else {})}
 
     def batches(self, steps: range, *, part: slice = WHOLE) -> Iterator[Batch]:
-        loop = self.run.loop
-        return training_batches(
-            self.source, self.run.data, size=self.tokenizer.image_size, batch_size=loop.batch_size,
-            seed=loop.seed, steps=steps, skipped=self.skipped, part=part,
-        )  # fmt: skip
+        return image_batches(self, self.run, size=self.tokenizer.image_size, steps=steps, part=part)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         weights = self.run.losses
