@@ -7,16 +7,20 @@ from pathlib import Path
 
 import numpy
 import pytest
+import torch
 from PIL import Image
 
 from evaluation_for_tests import QUICK, evaluate, link_all, make_evaluation_home, save_npz
-from models_for_tests import CLASSES
+from models_for_tests import CLASSES, random_generator
 from nextscale import Generator
 from nextscale.cli import main
+from nextscale.evaluate.agreement import class_agreement
 from nextscale.evaluate.frechet import frechet_distance
 from nextscale.evaluate.scores import moments_of
 from nextscale.evaluate.similarity import psnr, ssim
+from nextscale.features.classifier import Classifier, load_classifier, save_classifier
 from nextscale.features.extractor import load_extractor
+from nextscale.features.settings import ClassifierSettings
 from nextscale.pixels import to_model, to_uint8
 
 Capture = pytest.CaptureFixture[str]
@@ -89,6 +93,21 @@ def test_batches_change_nothing(here: Path, capsys: Capture) -> None:
     assert scores[0].keys() == scores[1].keys()
     for name, score in scores[0].items():
         assert scores[1][name]["value"] == pytest.approx(score["value"], rel=1e-4), name
+
+
+def test_samples_of_another_size_before_their_own_classifier(here: Path, capsys: Capture) -> None:
+    random_generator().save(here / "model8")
+    settings = ClassifierSettings(image_size=8, dims=(8,), class_names=CLASSES)
+    save_classifier(here / "judge", Classifier(settings), dtype=torch.float32)
+    command = "statistics train --size 8 --kind training --features classifier --weights judge --out 8.npz"
+    assert main(command.split()) == 0
+    capsys.readouterr()
+    line = f"model8 --reference 8.npz --num-samples 20 --weights judge --class-agreement {QUICK}"
+    result, _ = evaluate(line, capsys)
+    assert {"FD-CLASSIFIER", "precision-CLASSIFIER"} <= set(result["scores"])
+    pixels = Generator.load("model8")([i % 10 for i in range(20)], seeds=range(20)).images
+    agreed = class_agreement(pixels, [i % 10 for i in range(20)], load_classifier(here / "judge"))
+    assert result["class_agreement"] == pytest.approx(agreed.mean())
 
 
 def test_reconstructions_against_validation_images(here: Path, capsys: Capture) -> None:

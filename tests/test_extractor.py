@@ -11,8 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from nextscale.features.classifier import BUNDLED_CLASSIFIER, load_classifier
+from nextscale.features.classifier import (
+    BUNDLED_CLASSIFIER,
+    Classifier,
+    load_classifier,
+    save_classifier,
+)
 from nextscale.features.extractor import load_extractor
+from nextscale.features.settings import ClassifierSettings
 from nextscale.features.weights import weights_digest
 from nextscale.pixels import to_model
 
@@ -29,6 +35,19 @@ def test_the_classifier_gives_what_its_last_layer_reads_and_says() -> None:
     assert torch.allclose(seen["logits"], classifier(to_model(images)), rtol=1e-4, atol=1e-4)
     assert (extractor.metric_name, extractor.image_size) == ("FD-CIFAR", 32)
     content = (BUNDLED_CLASSIFIER / "classifier.safetensors").read_bytes()
+    assert extractor.digest == hashlib.sha256(content).hexdigest()
+
+
+@torch.no_grad()
+def test_another_classifier_is_named_by_its_folder(tmp_path: Path) -> None:
+    classifier = Classifier(ClassifierSettings(image_size=16, dims=(8, 12), class_names=("a", "b"))).eval()
+    save_classifier(tmp_path / "judge", classifier, dtype=torch.float32)
+    extractor, images = load_extractor("classifier", str(tmp_path / "judge")), pictures(side=16)
+    seen = extractor(images)
+    assert torch.allclose(seen["pool"], classifier.features(to_model(images)), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(seen["logits"], classifier(to_model(images)), rtol=1e-4, atol=1e-4)
+    assert (extractor.metric_name, extractor.image_size, extractor.dim) == ("FD-CLASSIFIER", 16, 12)
+    content = (tmp_path / "judge" / "classifier.safetensors").read_bytes()
     assert extractor.digest == hashlib.sha256(content).hexdigest()
 
 
@@ -71,5 +90,9 @@ def test_what_is_refused() -> None:
         extractor(pictures() / 255)
     with pytest.raises(ValueError, match="cifar is the bundled classifier: leave them out"):
         load_extractor("cifar", "some.pth")
-    with pytest.raises(ValueError, match="no extractor 'vgg': expected inception, dinov2 or cifar"):
+    with pytest.raises(ValueError, match="no weights of classifier given: name its folder; nextscale train"):
+        load_extractor("classifier")
+    with pytest.raises(ValueError, match="nowhere is no classifier folder"):
+        load_extractor("classifier", "nowhere")
+    with pytest.raises(ValueError, match="no extractor 'vgg': expected inception, dinov2, cifar or class"):
         load_extractor("vgg")  # type: ignore[arg-type]

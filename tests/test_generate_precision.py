@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -41,17 +42,31 @@ def test_sampling_blocks_against_blocks(changes: dict[str, Any]) -> None:
     torch.testing.assert_close(prior(labels_B, inputs_BLC), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 2e-2), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 40])
 @torch.no_grad()
-def test_packed_products_against_plain_ones(rows: int, gelu: bool) -> None:
+def test_packed_products_against_plain_ones(rows: int, gelu: bool, dtype: torch.dtype, error: float) -> None:
     weight, bias, x = torch.randn(24, 16), torch.randn(24), torch.randn(2, rows, 16)
-    weight, bias, x = weight.bfloat16(), bias.bfloat16(), x.bfloat16()
+    weight, bias, x = weight.to(dtype), bias.to(dtype), x.to(dtype)
     expected = F.linear(x.float(), weight.float(), bias.float())
     product = Product(weight, bias, gelu=gelu)
-    assert product.packed and product(x).dtype == torch.bfloat16
+    assert product.packed and product(x).dtype == dtype
     expected = F.gelu(expected, approximate="tanh") if gelu else expected
-    torch.testing.assert_close(product(x).float(), expected, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(product(x).float(), expected, rtol=error, atol=error)
+    with patch.object(torch.backends.mkldnn, "is_available", return_value=False):
+        plain = Product(weight, bias, gelu=gelu)
+    assert not plain.packed
+    torch.testing.assert_close(plain(x).float(), expected, rtol=error, atol=error)
+
+
+def test_auto_without_bfloat16_draws_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda device: False)
+    exact, fast = Generator.load(folder), Generator.load(folder, dtype="auto")
+    assert isinstance(fast.prior.blocks[0], SamplingBlock)
+    expected, given = exact([3, "frog", None], seeds=[0, 1, 2]), fast([3, "frog", None], seeds=[0, 1, 2])
+    assert torch.equal(tokens_of(given), tokens_of(expected))
+    torch.testing.assert_close(given.images_BCHW, expected.images_BCHW, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("changes", PRIOR_KINDS, ids=str)
@@ -107,8 +122,9 @@ def test_auto_asks_the_hardware(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_refusals(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dtype 'half' is unknown: expected auto, float32, bfloat16"):
         Generator.load(folder, dtype="half")  # type: ignore[arg-type]
-    fast = Generator.load(folder, dtype="bfloat16")
-    with pytest.raises(ValueError, match="cannot be saved: load it with dtype='float32'"):
-        fast.save(tmp_path / "other")
-    with pytest.raises(ValueError, match="load them with device='meta'"):
-        fast.to("meta")
+    for dtype in ("bfloat16", "auto"):
+        fast = Generator.load(folder, dtype=dtype)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="cannot be saved: load with dtype='float32'"):
+            fast.save(tmp_path / "other")
+        with pytest.raises(ValueError, match="load them with device='meta'"):
+            fast.to("meta")

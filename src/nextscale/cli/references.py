@@ -150,7 +150,8 @@ def default_features(size: tuple[int, int]) -> Features:
     """What looks at images of this size where nothing was said. Raises ValueError."""
     if size != _CIFAR_SIZE:
         raise ValueError(
-            f"images of {size[0]} x {size[1]} pixels: give --features inception or dinov2, with --weights"
+            f"images of {size[0]} x {size[1]} pixels: give --features inception, dinov2 or classifier, with "
+            "--weights"
         )
     return "cifar"
 
@@ -161,5 +162,5 @@ def check_size(extractor: Extractor, size: tuple[int, int], features: Features) 
     if side is not None and size != (side, side):
         raise ValueError(
             f"--features {features} looks at images of {side} x {side} pixels, not of {size[0]} x {size[1]}: "
-            "give --features inception or --features dinov2"
+            "give --features inception, dinov2 or a classifier of that size"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-KINDS, FEATURES = ("training", "validation"), ("cifar", "inception", "dinov2")
+KINDS, FEATURES = ("training", "validation"), ("cifar", "classifier", "inception", "dinov2")
 _SOURCE = "a source as for data check"
 
 
@@ -24,7 +24,8 @@ def add_evaluate_options(evaluate: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     evaluate.add_argument(
         "--class-agreement", action="store_true",
-        help="demand the share of images that the bundled classifier assigns to their label",
+        help="demand the share of images that the classifier (bundled, or that of --features classifier) "
+        "assigns to their label",
     )  # fmt: skip
     evaluate.add_argument("--num-samples", type=int, help="samples to make, 0 for none (default: 1000)")
     evaluate.add_argument(
@@ -84,7 +85,9 @@ def _add_features(command: argparse.ArgumentParser) -> None:
         help="network that compares (default: that of the statistics; cifar, the bundled one, for 32 pixels)",
     )  # fmt: skip
     command.add_argument(
-        "--weights", metavar="FILE", help="of inception or dinov2: a file, or hub:OWNER/NAME/FILE"
+        "--weights",
+        metavar="FILE",
+        help="of inception or dinov2: a file, or hub:OWNER/NAME/FILE; of classifier its folder",
     )
 
 
@@ -115,9 +118,14 @@ def add_neighbours_options(neighbours: argparse.ArgumentParser) -> None:
     )
     neighbours.add_argument("--shown", type=int, default=20, help="samples on the picture (default: 20)")
     neighbours.add_argument(
-        "--features", default="cifar", help="network that compares them: cifar (bundled, default), inception"
+        "--features",
+        default="cifar",
+        choices=FEATURES,
+        help="network that compares them (default: cifar, the bundled one)",
     )
-    neighbours.add_argument("--weights", help="of the network: a file, or hub:OWNER/NAME/FILE")
+    neighbours.add_argument(
+        "--weights", help="of the network: a file, or hub:OWNER/NAME/FILE; of classifier its folder"
+    )
     neighbours.add_argument("--size", type=int, help="side of the crops of images in pixels")
     neighbours.add_argument(
         "--seed", type=int, default=0, help="seed of the first sample; the others count on"

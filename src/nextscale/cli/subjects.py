@@ -20,7 +20,7 @@ from nextscale.evaluate.images import (
     check_labels,
     share_of_jpegs,
 )
-from nextscale.evaluate.settings import Kind, Protocol
+from nextscale.evaluate.settings import Features, Kind, Protocol
 from nextscale.features.classifier import Classifier, load_classifier
 from nextscale.features.perceptual import PerceptualDistance, load_perceptual
 from nextscale.features.settings import PerceptualSettings
@@ -132,7 +132,8 @@ def _given_images(options: argparse.Namespace) -> Subject:
     if not Path(options.model).exists() and "/" not in options.model and "*" not in options.model:
         find_model(options.model)  # names the nearest model
     # labels of an .npz are numbers; whoever demands agreement says that they are the classifier's
-    names = load_classifier().settings.class_names if options.class_agreement else None
+    judge = find_judge(options.features, options.weights) if options.class_agreement else None
+    names = judge.settings.class_names if judge else None
     images = open_images(options.model, limit=options.limit, class_names=names)
     if images.count < 2:
         raise ValueError(f"{options.model} holds {images.count} images: give at least 2 to score")
@@ -152,12 +153,19 @@ def _refuse(options: argparse.Namespace, names: tuple[str, ...], what: str) -> N
             raise ValueError(f"--{name.replace('_', '-')} has no effect on {what}")
 
 
-def find_classifier(
-    images: Images, *, demanded: bool, reference_classes: tuple[str, ...] | None, ranks: Distributed
-) -> Classifier | None:
-    """The bundled classifier where it knows the classes of the images.
+def find_judge(features: Features | None, weights: str | None) -> Classifier:
+    """The classifier that looks at the images anyway, or the bundled one."""
+    return load_classifier(Path(weights)) if features == "classifier" and weights else load_classifier()
+
+
+def fitting_judge(
+    judge: Classifier, images: Images, *, demanded: bool, reference_classes: tuple[str, ...] | None,
+    ranks: Distributed,
+) -> Classifier | None:  # fmt: skip
+    """The classifier, where it knows the classes of the images.
 
     Args:
+        judge: the classifier.
         images: that are scored.
         demanded: without it no agreement is no error.
         reference_classes: of the images that they are held against, where known.
@@ -166,14 +174,13 @@ def find_classifier(
     Raises:
         ValueError: agreement is demanded, but of images without labels, of another size, or of other classes.
     """
-    classifier = load_classifier()
-    names, side = classifier.settings.class_names, classifier.settings.image_size
+    names, side = judge.settings.class_names, judge.settings.image_size
     fits = images.class_names == names and images.image_size == (side, side)
     if demanded and images.labels is None:
         raise ValueError("--class-agreement needs labels: the images have none")
     if demanded and not fits:
         raise ValueError(
-            f"--class-agreement: the bundled classifier knows {side} x {side} pixels of "
+            f"--class-agreement: the classifier knows {side} x {side} pixels of "
             f"{', '.join(names)}, given {images.image_size[0]} x {images.image_size[1]} pixels of "
             f"{', '.join((images.class_names or ())[:5])}: leave it out"
         )
@@ -189,4 +196,4 @@ def find_classifier(
             f"--class-agreement: the reference has other classes ({', '.join(reference_classes[:5])}): "
             "give one of the same classes, or leave it out"
         )
-    return classifier.to(ranks.device) if fits else None
+    return judge.to(ranks.device) if fits else None

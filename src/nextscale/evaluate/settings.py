@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 #: What a model has seen of the images that it is held against.
 Kind = Literal["training", "validation"]
 #: Networks whose features are compared.
-Features = Literal["cifar", "inception", "dinov2"]
+Features = Literal["cifar", "classifier", "inception", "dinov2"]
 
 
 class Protocol(BaseModel):

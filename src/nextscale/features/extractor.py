@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy
@@ -23,7 +24,7 @@ from nextscale.features.dinov2 import load_dinov2
 from nextscale.features.inception import POOL_DIM, load_inception
 from nextscale.features.weights import weights_digest
 
-ExtractorName = Literal["inception", "dinov2", "cifar"]
+ExtractorName = Literal["inception", "dinov2", "cifar", "classifier"]
 _DINOV2_NAMES = {384: "FD-DINOv2-S", 768: "FD-DINOv2-B", 1024: "FD-DINOv2"}
 
 
@@ -76,13 +77,16 @@ def load_extractor(
     - ``cifar``: the bundled classifier for CIFAR-10; ``pool`` is what its last linear layer reads. Each image
       counts as it is: its mirror image is not looked at, or a generator that mirrors half of its images would
       pass unseen.
+    - ``classifier``: another one, as ``nextscale train classifier`` leaves it: for images of other sizes and
+      classes, or as a second opinion.
     - ``inception``: the network of FID with its published weights, see `nextscale.features.inception`.
     - ``dinov2``: ViT-L/14 for FD-DINOv2 (Stein et al. 2023, arXiv 2306.04675); with ViT-S or ViT-B the name
       says so, since these distances are others.
 
     Args:
         name: which network.
-        weights: see `nextscale.features.weights.read_weights`; None for the bundled classifier.
+        weights: see `nextscale.features.weights.read_weights`; of ``classifier`` its folder; None for the
+            bundled one.
         device: where it works; the CPU by default.
 
     Raises:
@@ -92,7 +96,13 @@ def load_extractor(
     if name == "cifar":
         if weights is not None:
             raise ValueError(f"weights {weights} given, but cifar is the bundled classifier: leave them out")
-        return _cifar(device)
+        return _classifier(BUNDLED_CLASSIFIER, "FD-CIFAR", device)
+    if name == "classifier":
+        if not weights:
+            raise ValueError(
+                "no weights of classifier given: name its folder; nextscale train classifier makes one"
+            )
+        return _classifier(Path(weights), "FD-CLASSIFIER", device)
     purpose = f"weights of {name}"
     if name == "inception":
         digest = weights_digest(weights or "", purpose=purpose)
@@ -102,16 +112,16 @@ def load_extractor(
         network = place(load_dinov2(weights or ""), device)
         metric_name = _DINOV2_NAMES.get(network.dim, f"FD-DINOv2-{network.dim}")
         return Extractor(metric_name, network.dim, digest, None, device, network)
-    raise ValueError(f"no extractor {name!r}: expected inception, dinov2 or cifar")
+    raise ValueError(f"no extractor {name!r}: expected inception, dinov2, cifar or classifier")
 
 
-def _cifar(device: torch.device) -> Extractor:
-    classifier = place(load_classifier(), device)
+def _classifier(folder: Path, metric_name: str, device: torch.device) -> Extractor:
+    classifier = place(load_classifier(folder), device)
 
     def look(pixels_BCHW: Tensor) -> dict[str, Tensor]:
         pool_BD = classifier.features(pixels_BCHW.float() / 127.5 - 1)
         return {"pool": pool_BD, "logits": classifier.judge(pool_BD)}
 
-    digest = checkpoint.digest(BUNDLED_CLASSIFIER / "classifier.safetensors")
+    digest = checkpoint.digest(folder / "classifier.safetensors")
     settings = classifier.settings
-    return Extractor("FD-CIFAR", settings.dims[-1], digest, settings.image_size, device, look)
+    return Extractor(metric_name, settings.dims[-1], digest, settings.image_size, device, look)

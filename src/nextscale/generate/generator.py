@@ -23,7 +23,7 @@ from nextscale.generate.folder import Prior, load_prior, load_tokenizer, read_se
 from nextscale.generate.hub import Push, push_folder
 from nextscale.generate.next_scale import scale_by_scale
 from nextscale.generate.next_token import token_by_token
-from nextscale.generate.precision import Dtype, choose_dtype, speed_up_prior, speed_up_tokenizer
+from nextscale.generate.precision import Dtype, choose_dtype, lay_out
 from nextscale.generate.request import Label, Request, Sampling, build_request
 from nextscale.generate.result import Preview, Result
 from nextscale.generate.settings import ModelSettings, Task
@@ -42,7 +42,8 @@ class Generator:
         tokenizer: makes images of tokens or features.
         prior: of any family; None for a model that only reconstructs.
         dtype: of the weights: "float32", "bfloat16", or "auto", which is bfloat16 where the hardware is
-            faster with it. Both modules then become ones for generating, which neither train nor are saved.
+            faster with it. But for "float32", both modules are laid out for generating: they neither train
+            nor are saved any more.
     """
 
     def __init__(
@@ -53,10 +54,9 @@ class Generator:
         self.dtype = choose_dtype(dtype, tokenizer.post_quant.weight.device)  #: of the weights
         if prior is not None:
             prior.eval()
-        if self.dtype != torch.float32:
-            speed_up_tokenizer(tokenizer, self.dtype)
-            if prior is not None:
-                speed_up_prior(prior, self.dtype)
+        self._laid_out = dtype != "float32"
+        if self._laid_out:
+            lay_out(tokenizer, prior, self.dtype)
 
     @classmethod
     def load(
@@ -97,10 +97,10 @@ class Generator:
         """Write a model folder, whole or not at all; its card says also what is said ``about`` the model.
 
         Raises:
-            ValueError: it holds other files, or this generator is not in float32.
+            ValueError: it holds other files, or this generator was not loaded with dtype "float32".
         """
-        if self.dtype != torch.float32:
-            raise ValueError(f"a generator in {self.dtype} cannot be saved: load it with dtype='float32'")
+        if self._laid_out:
+            raise ValueError(f"weights laid out in {self.dtype} cannot be saved: load with dtype='float32'")
         save_model(
             Path(folder), self.settings, tokenizer=self.tokenizer, prior=self._prior, dtype=dtype, about=about
         )
@@ -126,9 +126,9 @@ class Generator:
         """Move the weights; returns self.
 
         Raises:
-            ValueError: they are in bfloat16, and laid out for their device.
+            ValueError: they are laid out for their device, as with any dtype but "float32".
         """
-        if self.dtype != torch.float32:
+        if self._laid_out:
             raise ValueError(
                 f"weights in {self.dtype} are laid out for their device: "
                 f"load them with device={str(device)!r}"

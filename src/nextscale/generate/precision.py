@@ -1,7 +1,8 @@
 """In which numbers a model generates: float32, exact and comparable between machines, or bfloat16, fast.
 
 Special here: with bfloat16 the weights themselves are bfloat16, cast once; nothing is cast while generating.
-Logits, random draws and the quantiser stay float32, since one changed token changes all finer ones.
+Logits, random draws and the quantiser stay float32, since one changed token changes all finer ones. Weights
+can be laid out for generating in float32, too: the same numbers up to rounding, a seventh faster on CPUs.
 """
 
 from __future__ import annotations
@@ -47,6 +48,13 @@ def stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     """The type in which a tensor of a model generates; for some, all small, bfloat16 is too coarse."""
     exact = name.startswith("quantizer.") or name.rpartition(".")[2] in _EXACT
     return torch.float32 if exact else dtype
+
+
+def lay_out(tokenizer: Tokenizer, prior: Transformer | None, dtype: torch.dtype) -> None:
+    """Make a model one that generates faster in this dtype and does nothing else."""
+    speed_up_tokenizer(tokenizer, dtype)
+    if prior is not None:
+        speed_up_prior(prior, dtype)
 
 
 def speed_up_prior(prior: Transformer, dtype: torch.dtype) -> None:

@@ -1,9 +1,9 @@
-"""`SamplingBlock`: what a `Block` computes, with fewer passes over memory, for sampling in bfloat16.
+"""`SamplingBlock`: what a `Block` computes, with fewer passes over memory, for sampling.
 
 Letters: B batch, T tokens, D model width, N heads, E head width.
 Special here: `Block` is the reference; both agree up to rounding, which the tests hold. On CPUs the matrices
-are laid out once in the blocks that oneDNN multiplies, which it would otherwise do at every call: few rows
-are 1.5 times as fast so (docs/log.md). No file knows that layout: such a prior can sample but not be saved.
+are laid out once in the blocks that oneDNN multiplies, which it would otherwise do at every call: 8 to 32
+rows are 1.5 times as fast so (docs/log.md). No file knows that layout: such a prior samples and is not saved.
 """
 
 from __future__ import annotations
@@ -22,8 +22,12 @@ class Product(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> None:
         super().__init__()
-        self.gelu, self.packed = gelu, weight.device.type == "cpu" and weight.dtype == torch.bfloat16
-        weight = weight.detach()
+        self.gelu, weight = gelu, weight.detach()
+        self.packed = (
+            weight.device.type == "cpu"
+            and weight.dtype in (torch.bfloat16, torch.float32)
+            and torch.backends.mkldnn.is_available()
+        )
         self.register_buffer("bias", None if bias is None else bias.detach())
         # not a buffer: what moves or writes buffers does not know this layout
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight

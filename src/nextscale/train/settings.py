@@ -242,7 +242,8 @@ class PriorRun(BaseModel):
         for name, value in idle.items():
             if value:
                 raise ValueError(
-                    f"{name} {value} would have no effect, since tokens_from gives the tokens: leave it out"
+                    f"{name} {value} would have no effect, since tokens_from gives the tokens: leave it out, "
+                    f"or, where the recipe has it, set it to {type(value)()!r}"
                 )
         return self
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nextscale.generate.folder import Prior
 from nextscale.generate.generator import Generator
-from nextscale.generate.precision import Dtype, stored_dtype
+from nextscale.generate.precision import Dtype, lay_out, stored_dtype
 from nextscale.generate.result import Result
 from nextscale.generate.settings import ModelSettings
 from nextscale.tokenizer.model import Tokenizer
@@ -64,10 +64,17 @@ def make_default(model: ModelSettings, tokenizer: Tokenizer, prior: Prior, *, dt
         for name, item in module.named_parameters()
     )
     generator = Generator(model, copy.deepcopy(tokenizer), copy.deepcopy(prior), dtype=cast(Dtype, dtype))
-    return Default(generator, weight_bytes=weight_bytes)
+    return Default(_as_auto(generator), weight_bytes=weight_bytes)
+
+
+def _as_auto(generator: Generator) -> Generator:
+    """As dtype "auto" would lay it out where the hardware has no bfloat16: that is float32's default."""
+    if generator.dtype == torch.float32:
+        lay_out(generator.tokenizer, generator.prior, torch.float32)
+    return generator
 
 
 def generate_once(folder: Path, *, batch: int, dtype: str) -> None:
     """Load a model folder and make some images of the first classes, on the CPU."""
     generator = Generator.load(folder, dtype=cast(Dtype, dtype))
-    Default(generator, weight_bytes=0)(batch)
+    Default(_as_auto(generator), weight_bytes=0)(batch)
