@@ -36,6 +36,7 @@ class Figure(NamedTuple):
 #: The commands, the most wanted first.
 COMMANDS = {
     "batch 1": "generate --sizes d16,d30 --batch 1 --dtype bfloat16 --rounds 5",
+    "batch 1, graphs": "generate --sizes d16,d30 --batch 1 --dtype bfloat16 --rounds 5 --cuda-graphs",
     "batch 25": "generate --sizes d16,d24 --batch 25 --dtype bfloat16 --rounds 3",
     "compare d16": "compare --sizes d16 --batch 1,8,64 --dtype bfloat16 --rounds 3",
     "train": "train --sizes d16 --batch 32 --dtype bfloat16 --rounds 3 --compile",
@@ -59,6 +60,8 @@ FIGURES = [
     Figure("d24, batch 25, seconds", "batch 25", {"size": "d24"}, _seconds, 0.25, False),
     Figure("d16, batch 1, seconds", "batch 1", {"size": "d16"}, _seconds, 0.012, False),
     Figure("d30, batch 1, seconds", "batch 1", {"size": "d30"}, _seconds, 0.030, False),
+    Figure("d16, batch 1, CUDA graphs, seconds", "batch 1, graphs", {"size": "d16"}, _seconds, 0.012, False),
+    Figure("d30, batch 1, CUDA graphs, seconds", "batch 1, graphs", {"size": "d30"}, _seconds, 0.030, False),
     Figure(
         "50,000 images of d16, seconds (from one batch of 64)", "batch 64", {"size": "d16"},
         lambda row: _FID_IMAGES / row["images_per_second"], 240.0, False,
@@ -159,7 +162,7 @@ def _quick(words: Sequence[str]) -> list[str]:
     small = {"--sizes": "tiny", "--batch": "2", "--rounds": "1", "--workers": "0"}
     kept, after = [words[0], "--sizes", "tiny"], ""
     for word in words[1:]:
-        if "--sizes" not in (word, after) and word != "--compile":
+        if "--sizes" not in (word, after) and word not in ("--compile", "--cuda-graphs"):
             kept.append(small.get(after, word))
         after = word
     return kept

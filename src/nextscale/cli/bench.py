@@ -20,6 +20,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     }  # fmt: skip
     if options.action == "train":
         tree["compile"] = options.compile
+    if options.action == "generate":
+        tree["cuda_graphs"] = options.cuda_graphs
     if options.action == "tokenize":
         tree["num_workers"] = options.workers
     settings = build(BenchSettings, tree, source="bench")

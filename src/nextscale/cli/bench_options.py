@@ -38,6 +38,10 @@ def add_bench_options(command: argparse.ArgumentParser) -> None:
         action.add_argument("--rounds", type=int, default=5, help="medians of so many (default: 5)")
         if name == "train":
             action.add_argument("--compile", action="store_true", help="compile the default path's blocks")
+        if name == "generate":
+            action.add_argument(
+                "--cuda-graphs", action="store_true", help="replay the default path's passes (on a GPU)"
+            )
         if name == "tokenize":
             action.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
         action.add_argument("--device", help="cpu, cuda, ... (default: a GPU when there is one)")

@@ -104,7 +104,7 @@ class ExportedGenerator:
                 labels[part], seeds[part], self.settings, overrides=settings, smooth=False,
                 device=torch.device("cpu"),
             )  # fmt: skip
-            steps = list(scale_by_scale(cast(NextScalePrior, self._prior), self.tokenizer, request))
+            steps = list(scale_by_scale(self._prior, self.tokenizer, request))
             tokens.append(torch.cat([drawn for drawn, _ in steps], dim=1))
             images.append(self._decoded(steps[-1][1]))
         return Result(torch.cat(images), torch.cat(tokens))

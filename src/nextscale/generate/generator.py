@@ -20,6 +20,7 @@ from nextscale.generate.card import CardSettings
 from nextscale.generate.diffusion import step_by_step
 from nextscale.generate.editing import Edit, Editing, Picture, prepare_edit, split_settings
 from nextscale.generate.folder import Prior, load_prior, load_tokenizer, read_settings, save_model
+from nextscale.generate.graphs import GraphedPrior, graphed
 from nextscale.generate.hub import Push, push_folder
 from nextscale.generate.next_scale import scale_by_scale
 from nextscale.generate.next_token import token_by_token
@@ -54,6 +55,7 @@ class Generator:
         self.dtype = choose_dtype(dtype, tokenizer.post_quant.weight.device)  #: of the weights
         if prior is not None:
             prior.eval()
+        self._graphed: GraphedPrior | None = None
         self._laid_out = dtype != "float32"
         if self._laid_out:
             lay_out(tokenizer, prior, self.dtype)
@@ -133,9 +135,15 @@ class Generator:
                 f"weights in {self.dtype} are laid out for their device: "
                 f"load them with device={str(device)!r}"
             )
+        self._graphed = None
         self.tokenizer.to(device)
         if self._prior is not None:
             self._prior.to(device)
+        return self
+
+    def use_cuda_graphs(self) -> Generator:
+        """Sample by `nextscale.generate.graphs`; returns self. Raises ValueError for what cannot."""
+        self._graphed = graphed(self.prior)
         return self
 
     @property
@@ -152,8 +160,8 @@ class Generator:
 
     def sampling(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Every sampling setting that decides: the model's own, replaced by those that are given."""
-        prior = self.settings.prior
-        return {**self.settings.sampling.known_to(prior.kind if prior else "next_scale"), **given}
+        kind = self.settings.prior.kind if self.settings.prior else "next_scale"
+        return {**self.settings.sampling.known_to(kind), **given}
 
     @torch.no_grad()
     def __call__(
@@ -166,16 +174,7 @@ class Generator:
             labels: class numbers or names; None is the unconditional class.
             seeds: one per image, whole numbers from 0.
             smooth: mix codes instead of drawing one (next-scale pictures only; the result carries no tokens).
-            settings: what is not given, or None, is the model's own; a list gives one value per image.
-
-                guidance: classifier-free guidance, from 0 (off); next-scale: at the last scale.
-                top_k: draw among the k likeliest codes; 0 is off, 1 is greedy.
-                top_p: draw among the likeliest codes that hold this probability, in (0, 1]; 1 is off.
-                temperature: divides the logits, above 0.
-                num_unguided_scales: last scales without guidance, which then take half the work; 0 is none.
-                ssg: scaled spatial guidance, away from the coarser scale's logits, from 0 (off).
-                sampler: of diffusion, "ddim" or "ddpm"; one for all images.
-                num_steps: of diffusion, 1 to 1000; one for all images.
+            settings: see `nextscale.generate.request.Sampling`; what is not given is the model's own.
 
         Raises:
             ValueError: a value out of its range, with the range; a setting that has no effect on this prior.
@@ -294,7 +293,7 @@ class Generator:
         """What a generation yields: new tokens (B, T), if any, and the features (B, C, h, w) so far."""
         prior = self.prior
         if isinstance(prior, NextScalePrior):
-            return scale_by_scale(prior, self.tokenizer, request)
+            return scale_by_scale(self._graphed or prior, self.tokenizer, request)
         if isinstance(prior, NextTokenPrior):
             return token_by_token(prior, self.tokenizer, request)
         return step_by_step(prior, request)

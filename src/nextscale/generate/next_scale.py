@@ -6,6 +6,7 @@ Letters: B batch, L tokens of all scales, T tokens of one scale, C width of a co
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy
 import torch
@@ -14,13 +15,33 @@ from torch import Tensor
 from nextscale.generate.guidance import guide, ramp, sharpen
 from nextscale.generate.request import Request
 from nextscale.generate.sampling import draw_tokens, mix_codes
-from nextscale.prior.next_scale import NextScalePrior
 from nextscale.rng import code_uniforms
 from nextscale.tokenizer.model import Tokenizer
 
 
+class Stepwise(Protocol):
+    """What is asked of a prior: a `NextScalePrior`, or what computes the same in another way."""
+
+    @property
+    def unconditional(self) -> int:
+        """The label that stands for no class."""
+        ...
+
+    def condition(self, labels_B: Tensor) -> Any:
+        """What the labels decide."""
+        ...
+
+    def new_cache(self, batch: int) -> Any:
+        """What a generation keeps of the scales that are done."""
+        ...
+
+    def step(self, scale: int, condition: Any, inputs_BTC: Tensor | None, cache: Any) -> Tensor:
+        """Logits float32 (B, T, V) of one scale."""
+        ...
+
+
 def scale_by_scale(
-    prior: NextScalePrior, tokenizer: Tokenizer, request: Request
+    prior: Stepwise, tokenizer: Tokenizer, request: Request
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The tokens (B, T) of each scale, and the map (B, C, h, w) accumulated up to it."""
     quantizer, schedule = tokenizer.quantizer, tokenizer.schedule

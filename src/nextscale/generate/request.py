@@ -25,6 +25,15 @@ Label = int | str | None
 class Sampling(TypedDict, total=False):
     """Sampling settings of one call: a value for all images, or one per image (not of the last two); None
     is the model's own.
+
+    - guidance: classifier-free guidance, from 0 (off); next-scale: at the last scale.
+    - top_k: draw among the k likeliest codes; 0 is off, 1 is greedy.
+    - top_p: draw among the likeliest codes that hold this probability, in (0, 1]; 1 is off.
+    - temperature: divides the logits, above 0.
+    - num_unguided_scales: last scales without guidance, which then take half the work; 0 is none.
+    - ssg: scaled spatial guidance, away from the coarser scale's logits, from 0 (off).
+    - sampler: of diffusion, "ddim" or "ddpm".
+    - num_steps: of diffusion, 1 to 1000.
     """
 
     guidance: float | Sequence[float] | None

@@ -40,7 +40,11 @@ Way = Callable[[], object]
 
 
 def bench_generation(settings: BenchSettings, device: torch.device) -> list[Row]:
-    """A row for every size, batch and dtype. Raises ValueError for what does not fit into the memory."""
+    """A row for every size, batch and dtype.
+
+    Raises:
+        ValueError: what does not fit into the memory; CUDA graphs without a GPU.
+    """
     for sized in settings.sized:
         for batch in settings.batches:
             copies = (1 + len(settings.dtypes)) * weight_bytes(sized.model)
@@ -53,6 +57,9 @@ def bench_generation(settings: BenchSettings, device: torch.device) -> list[Row]
         defaults: dict[str, Default] = {
             dtype: make_default(sized.model, tokenizer, prior, dtype=dtype) for dtype in settings.dtypes
         }
+        if settings.cuda_graphs:
+            for default in defaults.values():
+                default.generator.use_cuda_graphs()
         for batch in settings.batches:
             found = time_generation(sized, tokenizer, prior, defaults, batch=batch, rounds=settings.rounds)
             rows += [

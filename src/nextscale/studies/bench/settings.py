@@ -36,6 +36,7 @@ class BenchSettings(BaseModel):
     dtypes: tuple[Dtype, ...] = Field(("float32", "bfloat16"), min_length=1, description="of the products")
     rounds: int = Field(5, ge=1, description="times that everything is timed, in turn; medians count")
     compile: bool = Field(False, description="compile the blocks of the default path (train)")
+    cuda_graphs: bool = Field(False, description="replay the default path's passes on a GPU (generate)")
     num_workers: int = Field(2, ge=0, description="processes that decode images (tokenize)")
 
     @model_validator(mode="after")

@@ -1,0 +1,118 @@
+"""Recorded passes against the prior as it is: buffers that stay, batch sizes, guidance, generations in turn.
+
+What is recorded is run again from the same buffers; CUDA graphs themselves need a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models_for_tests import model_settings, random_generator, tokens_of
+from nextscale.generate.generator import Generator
+from nextscale.generate.graphs import GraphedPrior, Recorded, cuda_graph
+from nextscale.generate.next_scale import scale_by_scale
+from nextscale.prior.next_scale import NextScalePrior
+
+_SETTINGS = [{}, {"guidance": 0.0}, {"num_unguided_scales": 1}, {"ssg": 0.3}, {"guidance": [0.0, 3.0, 1.0]}]
+
+
+class Recorder:
+    """Runs again what was recorded, into the outputs of the first time; a GPU does the same."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, run: Callable[[], Any]) -> Recorded:
+        self.count += 1
+        outputs = run()
+
+        def replay() -> None:
+            with torch.no_grad():
+                for kept, new in zip(_tensors(outputs), _tensors(run()), strict=True):
+                    kept.copy_(new)
+
+        for kept in _tensors(outputs):  # a graph's memory is empty until its first replay
+            kept.fill_(float("nan"))
+        return replay, outputs
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    return [tensor for part in outputs for tensor in _tensors(part)]
+
+
+@pytest.fixture
+def pair() -> tuple[Generator, Generator, Recorder]:
+    """The same model plainly and with recorded passes."""
+    plain, fast, recorder = random_generator(), random_generator(), Recorder()
+    assert isinstance(fast.prior, NextScalePrior)
+    fast._graphed = GraphedPrior(fast.prior, record=recorder)
+    return plain, fast, recorder
+
+
+@pytest.mark.parametrize("settings", _SETTINGS, ids=str)
+def test_the_same_images(pair: tuple[Generator, Generator, Recorder], settings: dict[str, Any]) -> None:
+    plain, fast, recorder = pair
+    labels, num_scales = [1, None, 3], plain.settings.schedule.num_scales
+    for first in (0, 10):  # the second time all of it is replayed
+        seeds = range(first, first + 3)
+        expected = plain(labels, seeds=seeds, **settings)
+        given = fast(labels, seeds=seeds, **settings)
+        assert torch.equal(tokens_of(given), tokens_of(expected))
+        assert torch.equal(given.images_BCHW, expected.images_BCHW)
+        labels = [2, 0, None]
+    assert recorder.count == 1 + num_scales
+
+
+def test_another_batch_size_is_recorded_anew(pair: tuple[Generator, Generator, Recorder]) -> None:
+    plain, fast, recorder = pair
+    for labels in ([1, 2], [3], [4, 5]):
+        seeds = range(len(labels))
+        assert torch.equal(tokens_of(fast(labels, seeds=seeds)), tokens_of(plain(labels, seeds=seeds)))
+    assert recorder.count == 3 * (1 + plain.settings.schedule.num_scales)
+
+
+def test_generations_side_by_side(pair: tuple[Generator, Generator, Recorder]) -> None:
+    plain, fast, recorder = pair
+    fast([0], seeds=[0])
+    recorded = recorder.count
+    streams = [fast.stream([label], seeds=[label]) for label in (1, 2)]
+    for previews in zip(*streams, strict=True):
+        for label, preview in zip((1, 2), previews, strict=True):
+            assert preview.tokens_BL is not None
+            count = preview.tokens_BL.shape[1]
+            expected = tokens_of(plain([label], seeds=[label]))
+            assert torch.equal(preview.tokens_BL, expected[:, :count])
+    unfinished = fast.stream([3], seeds=[3])
+    next(unfinished)
+    assert fast._graphed is not None and fast._graphed._busy
+    unfinished.close()
+    assert not fast._graphed._busy and recorder.count == recorded
+    assert torch.equal(tokens_of(fast([4], seeds=[4])), tokens_of(plain([4], seeds=[4])))
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(ValueError, match="CUDA graphs are for next_scale models on a GPU"):
+        random_generator().use_cuda_graphs()
+    other = random_generator(model_settings(sizes=[(4, 4)], prior={"kind": "next_token"}, num_phis=1))
+    with pytest.raises(ValueError, match="CUDA graphs are for next_scale models on a GPU"):
+        other.use_cuda_graphs()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@torch.no_grad()
+def test_cuda_graphs() -> None:
+    plain = random_generator().to("cuda")
+    assert isinstance(plain.prior, NextScalePrior)
+    prior = GraphedPrior(plain.prior, record=cuda_graph)
+    for seeds in ([0, 1], [2, 3], [4]):
+        request = plain.request([seed % 3 for seed in seeds], seeds, False, {})
+        expected = tokens_of(plain([seed % 3 for seed in seeds], seeds=seeds))
+        tokens = torch.cat([drawn for drawn, _ in scale_by_scale(prior, plain.tokenizer, request)], dim=1)
+        assert torch.equal(tokens, expected)
