@@ -238,8 +238,13 @@ def test_one_masked_kernel_is_attention_to_prefixes(monkeypatch: pytest.MonkeyPa
     prior = lone_prior(WIDE).double()
     schedule = prior.schedule
     query, key, value = torch.randn(3, 2, 4, schedule.num_tokens, 8, dtype=torch.float64)
+    assert next_scale.num_masked(prior.offsets, query.device) == schedule.num_scales
     masked = prior._attend_to_prefixes(query, key, value, 0.3)
     monkeypatch.setattr(next_scale, "MOST_MASKED", schedule.num_tokens - 1)
+    assert next_scale.num_masked(prior.offsets, query.device) == schedule.num_scales - 1
+    assert next_scale.num_masked(prior.offsets, torch.device("cuda")) == 0
+    torch.testing.assert_close(masked, prior._attend_to_prefixes(query, key, value, 0.3))
+    monkeypatch.setattr(next_scale, "num_masked", lambda *_: 0)
     torch.testing.assert_close(masked, prior._attend_to_prefixes(query, key, value, 0.3))
     levels = torch.tensor(schedule.level_ids)
     assert block_causal_mask(prior.offsets, query.device).equal(levels <= levels[:, None])

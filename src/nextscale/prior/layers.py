@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.prior.settings import TransformerSettings
+from nextscale.prior.settings import MOST_MASKED, TransformerSettings
 
 #: (query, key, value), each (B, N, T, E), and the scale of the logits -> mixed values (B, N, T, E).
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -127,11 +127,12 @@ def attend_to(
     """Attention of all queries to all keys that are given; ``causal``: of each to those up to its own place;
     ``mask``: where it is True.
 
-    CPUs compute it in float32 where a backward pass may follow: that of the bfloat16 kernel takes twice as
-    long there, while its forward pass is nearly three times as fast (measured, docs/log.md).
+    CPUs compute it in float32 where a backward pass may follow and keys are few: that of the bfloat16 kernel
+    takes twice as long then, while its forward pass is nearly three times as fast (docs/log.md).
     """
     dtype = query.dtype
-    exact = torch.is_grad_enabled() and query.device.type == "cpu"
+    few = key.shape[2] <= MOST_MASKED
+    exact = few and torch.is_grad_enabled() and query.device.type == "cpu"
     compute = torch.promote_types(dtype, torch.float32) if exact else dtype
     with torch.autocast(query.device.type, enabled=False):
         mixed = F.scaled_dot_product_attention(

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 #: Width of the sines and cosines that tell a diffusion prior the time; as in DiT.
 TIME_DIM = 256
-#: Tokens of all scales up to which training takes one masked attention, not one per scale (docs/log.md).
+#: Tokens up to which CPUs train attention in float32, and all scales share one masked call (docs/log.md).
 MOST_MASKED = 256
 
 

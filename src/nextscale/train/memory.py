@@ -53,13 +53,16 @@ def prior_block_bytes(
     else:
         # the norms work in float32, everything else in bfloat16
         numbers = _WORD * 4 + 2 * (3 + 3 + 2 + hidden + unit)
-        if on_cpu:  # attention in float32: queries, outputs, and for each kernel all keys and values so far
-            masked = schedule.num_tokens <= MOST_MASKED
-            prefixes = 1 if masked else sum(schedule.offsets[1:]) / schedule.num_tokens
-            numbers += _WORD * (2 + 2 * prefixes) - (0 if unit else 2 * 3)
-        else:
-            numbers += 2 * (1 + 2 * unit)
+        # where attention is in float32: queries, keys, values and outputs once more
+        exact = _float32_share(schedule) if on_cpu else 0
+        numbers += exact * (_WORD * 4 - (0 if unit else 2 * 3)) + (1 - exact) * 2 * (1 + 2 * unit)
     return numbers * prior.width * schedule.num_tokens
+
+
+def _float32_share(schedule: ScaleSchedule) -> float:
+    """Of the tokens, those whose attention CPUs train in float32: see `nextscale.prior.layers.attend_to`."""
+    few = [offset for offset in schedule.offsets[-2:] if offset <= MOST_MASKED]
+    return max(few, default=0) / schedule.num_tokens
 
 
 def prior_activations(
