@@ -7,7 +7,8 @@
 writes NAME.md and a folder NAME of pictures. Scores come from ``nextscale evaluate --out``, the nearest
 training images from ``nextscale neighbours``, curves, first losses and seconds from the folders of the runs,
 sizes from the model. The notes stand at the head: what the data are, under which terms, and the
-commands of it all, in words.
+commands of it all, in words. Without VALIDATION no real image is shown, nor what was made of one: some terms
+forbid it. ``--judge`` names the folder of a classifier that chooses the failures in place of the bundled one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 import model_pictures as pictures
 
 from nextscale.data.sources import open_source
+from nextscale.features.classifier import BUNDLED_CLASSIFIER, load_classifier
 from nextscale.generate.card import card_body, read_scores, score_lines
 from nextscale.generate.folder import model_digest
 from nextscale.generate.generator import Generator
@@ -42,7 +44,7 @@ _PICTURES = {
     ),
     "failures": (
         "Failures",
-        "Of the samples above the two of each class that the bundled classifier believes least to be of it.",
+        "Of the samples above the two of each class that the classifier believes least to be of it.",
     ),
     "strips": ("Coarse to fine", "One image of each class after each scale."),
     "reconstructions": (
@@ -65,7 +67,8 @@ def main() -> None:
     lines += [*_shown(options, generator, folder), ""]
     lines += [*_scores(options.scores), ""]
     if options.neighbours:
-        lines += [*_neighbours(options.neighbours, folder, options.name), ""]
+        shown = folder if options.validation else None
+        lines += [*_neighbours(options.neighbours, shown, options.name), ""]
     for run in options.runs:
         lines += [*_run(run, folder, options.name), ""]
     lines += _sizes(home, generator)
@@ -78,11 +81,14 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="name or folder")
-    parser.add_argument("validation", help="images that it never saw")
+    parser.add_argument(
+        "validation", nargs="?", help="images that it never saw; none: no real image is shown"
+    )
     parser.add_argument("--name", help="of the page; by default the model's")
     parser.add_argument("--runs", type=Path, nargs="*", default=[], help="folders of the runs that made it")
     parser.add_argument("--scores", type=Path, nargs="*", default=[], help="scores.json of evaluate --out")
     parser.add_argument("--neighbours", type=Path, help="folder that neighbours --out wrote")
+    parser.add_argument("--judge", type=Path, default=BUNDLED_CLASSIFIER, help="folder of a classifier")
     parser.add_argument("--notes", type=Path, help="Markdown: the data, their terms, the commands")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -103,16 +109,19 @@ def _shown(options: argparse.Namespace, generator: Generator, folder: Path) -> l
     names = generator.class_names
     classes = range(min(_MOST_CLASSES, len(names)))
     listed = ", ".join(names[label] for label in classes)
-    real, labels = pictures.first_of_each_class(
-        open_source(options.validation), generator.tokenizer.image_size
-    )
+    shown = dict(_PICTURES)
     images = pictures.samples(generator, classes, folder / "samples.png")
     pictures.strips(generator, classes, folder / "strips.png")
-    pictures.reconstructions(generator, real, folder / "reconstructions.png")
-    pictures.fillings(generator, real, labels, folder / "fillings.png")
-    pictures.surroundings(generator, real, labels, folder / "surroundings.png")
-    shown = dict(_PICTURES)
-    if not pictures.failures(images, classes, folder / "failures.png"):
+    if options.validation:
+        real, labels = pictures.first_of_each_class(
+            open_source(options.validation), generator.tokenizer.image_size
+        )
+        pictures.reconstructions(generator, real, folder / "reconstructions.png")
+        pictures.fillings(generator, real, labels, folder / "fillings.png")
+        pictures.surroundings(generator, real, labels, folder / "surroundings.png")
+    else:
+        shown = {name: shown[name] for name in ("samples", "failures", "strips")}
+    if not pictures.failures(images, classes, folder / "failures.png", load_classifier(options.judge)):
         del shown["failures"]
     lines: list[str] = []
     for name, (title, text) in shown.items():
@@ -135,16 +144,19 @@ def _scores(files: Sequence[Path]) -> list[str]:
     return lines[:-1]
 
 
-def _neighbours(found: Path, folder: Path, name: str) -> list[str]:
-    shutil.copyfile(found / "neighbours.png", folder / "neighbours.png")
+def _neighbours(found: Path, folder: Path | None, name: str) -> list[str]:
+    """What was counted, and the picture, if there is a folder for it."""
     scores = json.loads((found / "scores.json").read_text())
     told = ", ".join(f"{key} {value:.4g}" for key, value in scores.items() if isinstance(value, float))
-    return [
+    lines = [
         "## Nearest training images", "",
         f"Of {scores['num_samples']} samples those that come nearest to one of {scores['num_training']:,} "
         f"training images, each with its nearest ones: {told}.",
-        "", f"![Samples beside their nearest training images]({name}/neighbours.png)",
     ]  # fmt: skip
+    if folder is not None:
+        shutil.copyfile(found / "neighbours.png", folder / "neighbours.png")
+        lines += ["", f"![Samples beside their nearest training images]({name}/neighbours.png)"]
+    return lines
 
 
 def _run(run: Path, folder: Path, name: str) -> list[str]:

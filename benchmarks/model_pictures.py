@@ -14,7 +14,7 @@ from PIL import Image
 
 from nextscale.data.sources import Source
 from nextscale.data.transforms import read_image, resize_and_crop
-from nextscale.features.classifier import load_classifier
+from nextscale.features.classifier import Classifier
 from nextscale.generate.compositing import place_on_canvas
 from nextscale.generate.editing import box_mask
 from nextscale.generate.generator import Generator
@@ -64,9 +64,8 @@ def fillings(generator: Generator, real: numpy.ndarray, labels: Sequence[int], o
     _write(numpy.concatenate([real, holed, *made]), out, columns=PER_CLASS)
 
 
-def failures(images: numpy.ndarray, classes: Sequence[int], out: Path) -> bool:
-    """Of each class's samples those that the bundled classifier believes least; False: it does not fit."""
-    classifier = load_classifier()
+def failures(images: numpy.ndarray, classes: Sequence[int], out: Path, classifier: Classifier) -> bool:
+    """Of each class's samples those that the classifier believes least; False: it does not fit."""
     side = classifier.settings.image_size
     if images.shape[1:3] != (side, side) or len(classes) > len(classifier.settings.class_names):
         return False
