@@ -56,7 +56,7 @@ class LoopSettings(BaseModel):
         "bfloat16", description="of the forward pass; weights stay float32"
     )
     ema_decay: float = Field(
-        0.999, ge=0, lt=1, description="averaging of the weights that are evaluated and shipped"
+        0.999, ge=0, lt=1, description="averaging of what is shipped, at most (1 + step) / (10 + step)"
     )
     log_every: int = Field(50, ge=1, description="between records of the log")
     evaluate_every: int = Field(1000, ge=1, description="between evaluations and sample pictures")
