@@ -1,6 +1,7 @@
 """Recorded passes against the prior as it is: buffers that stay, batch sizes, guidance, generations in turn.
 
-What is recorded is run again from the same buffers; CUDA graphs themselves need a GPU.
+What is recorded is run again from the same buffers. CUDA graphs need a GPU: there, `nextscale bench
+generate --cuda-graphs` (part of `make bench-gpu`) compares the tokens before it times anything.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from models_for_tests import model_settings, random_generator, tokens_of
 from nextscale.generate.generator import Generator
-from nextscale.generate.graphs import GraphedPrior, Recorded, cuda_graph
-from nextscale.generate.next_scale import scale_by_scale
+from nextscale.generate.graphs import GraphedPrior, Recorded
 from nextscale.prior.next_scale import NextScalePrior
+from nextscale.studies.bench.default import Default, refuse_other_tokens
 
 _SETTINGS = [{}, {"guidance": 0.0}, {"num_unguided_scales": 1}, {"ssg": 0.3}, {"guidance": [0.0, 3.0, 1.0]}]
 
@@ -105,14 +106,10 @@ def test_what_is_refused() -> None:
         other.use_cuda_graphs()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@torch.no_grad()
-def test_cuda_graphs() -> None:
-    plain = random_generator().to("cuda")
-    assert isinstance(plain.prior, NextScalePrior)
-    prior = GraphedPrior(plain.prior, record=cuda_graph)
-    for seeds in ([0, 1], [2, 3], [4]):
-        request = plain.request([seed % 3 for seed in seeds], seeds, False, {})
-        expected = tokens_of(plain([seed % 3 for seed in seeds], seeds=seeds))
-        tokens = torch.cat([drawn for drawn, _ in scale_by_scale(prior, plain.tokenizer, request)], dim=1)
-        assert torch.equal(tokens, expected)
+def test_the_benchmark_looks_at_the_tokens_first(pair: tuple[Generator, Generator, Recorder]) -> None:
+    plain, fast, _ = pair
+    refuse_other_tokens(Default(plain, weight_bytes=0), Default(fast, weight_bytes=0), batch=3)
+    assert isinstance(fast.prior, NextScalePrior)
+    fast.prior.head.bias.data[5] += 100
+    with pytest.raises(ValueError, match="CUDA graphs give other tokens than the same passes without them"):
+        refuse_other_tokens(Default(plain, weight_bytes=0), Default(fast, weight_bytes=0), batch=3)

@@ -29,18 +29,26 @@ Record: TypeAlias = Callable[[Callable[[], Any]], Recorded]
 _WARM_UPS = 2
 
 
-def cuda_graph(run: Callable[[], Any]) -> Recorded:
-    """Record what a function launches on the current GPU; it must not read anything back."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UPS):  # libraries choose their kernels and take their workspace
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = run()
-    return graph.replay, outputs
+def cuda_recorder() -> Record:
+    """Records what functions launch on the current GPU; they must not read anything back.
+
+    All share one pool of memory: what a pass needs while it runs serves the next pass too.
+    """
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(run: Callable[[], Any]) -> Recorded:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):  # libraries choose their kernels and take their workspace
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            outputs = run()
+        return graph.replay, outputs
+
+    return record
 
 
 def graphed(prior: nn.Module) -> GraphedPrior:
@@ -51,7 +59,7 @@ def graphed(prior: nn.Module) -> GraphedPrior:
     """
     if not isinstance(prior, NextScalePrior) or prior.position.device.type != "cuda":
         raise ValueError("CUDA graphs are for next_scale models on a GPU: load one with device='cuda'")
-    return GraphedPrior(prior)
+    return GraphedPrior(prior, record=cuda_recorder())
 
 
 class GraphedPrior:
@@ -61,10 +69,10 @@ class GraphedPrior:
 
     Args:
         prior: its weights must stay where they are.
-        record: see `cuda_graph`.
+        record: see `cuda_recorder`.
     """
 
-    def __init__(self, prior: NextScalePrior, *, record: Record = cuda_graph) -> None:
+    def __init__(self, prior: NextScalePrior, *, record: Record) -> None:
         self._prior, self._record = prior, record
         self.unconditional = prior.unconditional
         self._recorded: dict[tuple[int, int], Recorded] = {}

@@ -74,6 +74,18 @@ def _as_auto(generator: Generator) -> Generator:
     return generator
 
 
+def refuse_other_tokens(plain: Default, graphed: Default, *, batch: int) -> None:
+    """Raise ValueError unless two generators draw the same tokens, twice: recorded, and replayed."""
+    expected = plain(batch).tokens_BL
+    assert expected is not None
+    for _ in range(2):
+        given = graphed(batch).tokens_BL
+        if given is None or not torch.equal(given, expected):
+            raise ValueError(
+                "CUDA graphs give other tokens than the same passes without them: do not use them"
+            )
+
+
 def generate_once(folder: Path, *, batch: int, dtype: str) -> None:
     """Load a model folder and make some images of the first classes, on the CPU."""
     generator = Generator.load(folder, dtype=cast(Dtype, dtype))

@@ -20,7 +20,7 @@ from nextscale.generate.request import Request
 from nextscale.generate.sampling import draw_tokens
 from nextscale.prior.next_scale import NextScalePrior
 from nextscale.studies.bench.clock import Timing, time_in_turn
-from nextscale.studies.bench.default import Default, make_default
+from nextscale.studies.bench.default import Default, make_default, refuse_other_tokens
 from nextscale.studies.bench.models import (
     random_prior,
     random_tokenizer,
@@ -43,7 +43,7 @@ def bench_generation(settings: BenchSettings, device: torch.device) -> list[Row]
     """A row for every size, batch and dtype.
 
     Raises:
-        ValueError: what does not fit into the memory; CUDA graphs without a GPU.
+        ValueError: what does not fit into the memory; CUDA graphs without a GPU, or with other tokens.
     """
     for sized in settings.sized:
         for batch in settings.batches:
@@ -58,8 +58,10 @@ def bench_generation(settings: BenchSettings, device: torch.device) -> list[Row]
             dtype: make_default(sized.model, tokenizer, prior, dtype=dtype) for dtype in settings.dtypes
         }
         if settings.cuda_graphs:
-            for default in defaults.values():
+            for dtype, default in defaults.items():
+                plain = make_default(sized.model, tokenizer, prior, dtype=dtype)
                 default.generator.use_cuda_graphs()
+                refuse_other_tokens(plain, default, batch=settings.batches[0])
         for batch in settings.batches:
             found = time_generation(sized, tokenizer, prior, defaults, batch=batch, rounds=settings.rounds)
             rows += [
