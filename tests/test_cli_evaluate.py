@@ -108,6 +108,9 @@ def test_samples_of_another_size_before_their_own_classifier(here: Path, capsys:
     pixels = Generator.load("model8")([i % 10 for i in range(20)], seeds=range(20)).images
     agreed = class_agreement(pixels, [i % 10 for i in range(20)], load_classifier(here / "judge"))
     assert result["class_agreement"] == pytest.approx(agreed.mean())
+    numpy.savez(here / "samples.npz", pixels, numpy.arange(20) % 10)
+    line = f"samples.npz --reference 8.npz --weights judge --class-agreement {QUICK}"
+    assert evaluate(line, capsys)[0]["class_agreement"] == pytest.approx(agreed.mean())
 
 
 def test_reconstructions_against_validation_images(here: Path, capsys: Capture) -> None:

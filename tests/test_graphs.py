@@ -7,6 +7,7 @@ generate --cuda-graphs` (part of `make bench-gpu`) compares the tokens before it
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from models_for_tests import model_settings, random_generator, tokens_of
 from nextscale.generate.generator import Generator
 from nextscale.generate.graphs import GraphedPrior, Recorded
 from nextscale.prior.next_scale import NextScalePrior
-from nextscale.studies.bench.default import Default, refuse_other_tokens
+from nextscale.studies.bench.default import Default, use_cuda_graphs
 
 _SETTINGS = [{}, {"guidance": 0.0}, {"num_unguided_scales": 1}, {"ssg": 0.3}, {"guidance": [0.0, 3.0, 1.0]}]
 
@@ -53,7 +54,7 @@ def pair() -> tuple[Generator, Generator, Recorder]:
     """The same model plainly and with recorded passes."""
     plain, fast, recorder = random_generator(), random_generator(), Recorder()
     assert isinstance(fast.prior, NextScalePrior)
-    fast._graphed = GraphedPrior(fast.prior, record=recorder)
+    fast._graphed = GraphedPrior(fast.prior, new_recorder=lambda: recorder)
     return plain, fast, recorder
 
 
@@ -106,10 +107,38 @@ def test_what_is_refused() -> None:
         other.use_cuda_graphs()
 
 
-def test_the_benchmark_looks_at_the_tokens_first(pair: tuple[Generator, Generator, Recorder]) -> None:
+def test_modes_of_the_first_caller_do_not_stay(pair: tuple[Generator, Generator, Recorder]) -> None:
     plain, fast, _ = pair
-    refuse_other_tokens(Default(plain, weight_bytes=0), Default(fast, weight_bytes=0), batch=3)
-    assert isinstance(fast.prior, NextScalePrior)
-    fast.prior.head.bias.data[5] += 100
-    with pytest.raises(ValueError, match="CUDA graphs give other tokens than the same passes without them"):
-        refuse_other_tokens(Default(plain, weight_bytes=0), Default(fast, weight_bytes=0), batch=3)
+    expected = tokens_of(plain([1, 2], seeds=[0, 1]))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tokens_of(fast([1, 2], seeds=[0, 1])), expected)
+    assert torch.equal(tokens_of(fast([1, 2], seeds=[0, 1])), expected)
+
+
+def test_a_generation_that_never_began_holds_nothing(pair: tuple[Generator, Generator, Recorder]) -> None:
+    plain, fast, _ = pair
+    prior = fast._graphed
+    assert prior is not None
+    with torch.no_grad():
+        prior.condition(torch.tensor([1, 2]))  # and no cache is asked for
+        held = prior.new_cache(2)
+        plainly = prior.condition(torch.tensor([3]))  # while another generation holds the graphs
+        del held
+        assert prior.new_cache(1).tensor.shape[2] == len(plainly.start_BD) == 1 and not prior._busy
+    assert torch.equal(tokens_of(fast([4], seeds=[4])), tokens_of(plain([4], seeds=[4])))
+
+
+def test_the_benchmark_looks_at_the_tokens_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def graphed(broken: bool, prior: NextScalePrior) -> GraphedPrior:
+        if broken:
+            prior.head.bias.data[5] += 100
+        return GraphedPrior(prior, new_recorder=Recorder)
+
+    for broken in (False, True):
+        monkeypatch.setattr("nextscale.generate.generator.graphed", partial(graphed, broken))
+        default = Default(random_generator(), weight_bytes=0)
+        if not broken:
+            use_cuda_graphs(default, batch=3)
+            continue
+        with pytest.raises(ValueError, match="CUDA graphs give other tokens than the same passes without"):
+            use_cuda_graphs(default, batch=3)

@@ -19,6 +19,8 @@ from nextscale.tokenizer.settings import QuantizerSettings, TokenizerSettings
 from nextscale.train import memory
 
 SCHEDULE = ScaleSchedule.square([1, 2, 3, 4, 6, 8])
+#: With scales on either side of `MOST_MASKED`, and with more than that before the last one.
+LONG = [ScaleSchedule.square([1, 2, 4, 8, 14]), ScaleSchedule.square([1, 4, 10, 13, 16])]
 QUANTIZER = QuantizerSettings(vocab_size=512, code_dim=8)
 BATCH = 2
 PRECISIONS: list[Literal["float32", "bfloat16"]] = ["float32", "bfloat16"]
@@ -32,10 +34,12 @@ def _copies(module: nn.Module, *, besides: tuple[str, ...] = ()) -> int:
     )  # fmt: skip
 
 
-def _kept_by_prior(settings: PriorSettings, precision: str, *, recompute: bool) -> int:
-    prior = NextScalePrior(settings, SCHEDULE, vocab_size=512, code_dim=8, num_classes=10)
-    inputs = torch.randn(BATCH, SCHEDULE.num_tokens - 1, 8)
-    tokens = torch.randint(512, (BATCH, SCHEDULE.num_tokens))
+def _kept_by_prior(
+    settings: PriorSettings, precision: str, *, recompute: bool, schedule: ScaleSchedule = SCHEDULE
+) -> int:
+    prior = NextScalePrior(settings, schedule, vocab_size=512, code_dim=8, num_classes=10)
+    inputs = torch.randn(BATCH, schedule.num_tokens - 1, 8)
+    tokens = torch.randint(512, (BATCH, schedule.num_tokens))
     keep = drop_path_factors(settings, torch.rand(BATCH, 2 * settings.depth))
     losses = []
 
@@ -64,6 +68,21 @@ def test_what_a_prior_keeps(changes: dict[str, Any], precision: Literal["float32
     )  # of the logits autograd keeps the logarithms alone
     computed -= BATCH * later * 512 * SCHEDULE.num_tokens
     assert _kept_by_prior(settings, precision, recompute=False) == pytest.approx(computed, rel=0.03)
+
+
+@pytest.mark.parametrize("unit_qk", [True, False])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("schedule", LONG, ids=str)
+def test_what_long_sequences_keep(
+    schedule: ScaleSchedule, precision: Literal["float32", "bfloat16"], unit_qk: bool
+) -> None:
+    settings = PriorSettings(depth=4, model_dim=256, num_heads=4, drop_path=0.1, unit_qk=unit_qk)
+    computed = BATCH * memory.prior_activations(
+        settings, schedule, QUANTIZER, precision=precision, recompute=False, on_cpu=True
+    )
+    computed -= BATCH * (8 if precision == "float32" else 10) * 512 * schedule.num_tokens
+    kept = _kept_by_prior(settings, precision, recompute=False, schedule=schedule)
+    assert kept == pytest.approx(computed, rel=0.03)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -15,7 +15,9 @@ from PIL.PngImagePlugin import PngInfo
 from evaluation_for_tests import outcome
 from models_for_tests import model_settings, picture, random_generator
 from nextscale.cli import main
+from nextscale.generate import precision
 from nextscale.generate.folder import model_digest
+from nextscale.generate.generator import Generator
 from nextscale.generate.provenance import Record, new_record, pixels_digest, png_bytes, read_png
 
 PIXELS = numpy.asarray(picture(0, (8, 8)))
@@ -146,6 +148,24 @@ def test_other_families_and_smooth_ones(here: Path, capsys: pytest.CaptureFixtur
         (file,) = Path(out, "images").iterdir()
         code, said, _ = outcome(f"reproduce {file} --model {model} --device cpu", capsys)
         assert code == 0 and said.endswith("same: all 64 pixels\n")
+
+
+def test_without_bfloat16_weights_are_laid_out_again(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda device: False)
+    for dtype in ("auto", "float32"):
+        line = f"sample model --labels 2 --png --dtype {dtype} --device cpu --out {dtype}"
+        assert main(line.split()) == 0
+    laid_out, lay_out = [], Generator.lay_out
+    monkeypatch.setattr(Generator, "lay_out", lambda self: laid_out.append(self) or lay_out(self))
+    for dtype, count in (("auto", 1), ("float32", 0)):
+        (file,) = Path(dtype, "images").iterdir()
+        laid_out.clear()
+        capsys.readouterr()
+        code, out, _ = outcome(f"reproduce {file} --model model --device cpu", capsys)
+        assert (code, out) == (0, "same: all 64 pixels\n")
+        assert read_png(file)[1].laid_out == (count == 1) and len(laid_out) == count
 
 
 def test_what_was_changed_is_seen(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,11 +26,7 @@ _CIFAR_SIZE = (32, 32)
 
 
 def open_images(
-    path: str,
-    *,
-    size: tuple[int, int] | None = None,
-    limit: int | None = None,
-    class_names: tuple[str, ...] | None = None,
+    path: str, *, size: tuple[int, int] | None = None, limit: int | None = None
 ) -> SourceImages | NpzImages:
     """Images of a source, or of an ``.npz`` file.
 
@@ -43,7 +39,7 @@ def open_images(
         raise ValueError(f"--limit has no effect on {path}, whose images are all scored: leave it out")
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist")
-    images = NpzImages(Path(path), class_names=class_names)
+    images = NpzImages(Path(path))
     if size not in (None, images.image_size):
         raise ValueError(f"{path} holds images of {images.image_size} pixels (height, width), not of {size}")
     return images

@@ -38,6 +38,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         )
         return 1
     generator = Generator.load(folder, device=choose_device(options.device), dtype=record.dtype)
+    if record.laid_out:
+        generator.lay_out()
     image, mask = _inputs(options, record, generator)
     again = make_again(generator, record, image=image, mask=mask)
     difference = compare_pixels(pixels, again)

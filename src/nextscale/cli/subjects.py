@@ -20,6 +20,7 @@ from nextscale.evaluate.images import (
     check_labels,
     share_of_jpegs,
 )
+from nextscale.evaluate.npz import NpzImages
 from nextscale.evaluate.settings import Features, Kind, Protocol
 from nextscale.features.classifier import Classifier, load_classifier
 from nextscale.features.perceptual import PerceptualDistance, load_perceptual
@@ -131,10 +132,7 @@ def _given_images(options: argparse.Namespace) -> Subject:
     ), "images that are there already")  # fmt: skip
     if not Path(options.model).exists() and "/" not in options.model and "*" not in options.model:
         find_model(options.model)  # names the nearest model
-    # labels of an .npz are numbers; whoever demands agreement says that they are the classifier's
-    judge = find_judge(options.features, options.weights) if options.class_agreement else None
-    names = judge.settings.class_names if judge else None
-    images = open_images(options.model, limit=options.limit, class_names=names)
+    images = open_images(options.model, limit=options.limit)
     if images.count < 2:
         raise ValueError(f"{options.model} holds {images.count} images: give at least 2 to score")
     warnings = []
@@ -175,6 +173,8 @@ def fitting_judge(
         ValueError: agreement is demanded, but of images without labels, of another size, or of other classes.
     """
     names, side = judge.settings.class_names, judge.settings.image_size
+    if demanded and isinstance(images, NpzImages):
+        images.class_names = names  # its labels are numbers; whoever demands agreement says whose they are
     fits = images.class_names == names and images.image_size == (side, side)
     if demanded and images.labels is None:
         raise ValueError("--class-agreement needs labels: the images have none")

@@ -43,8 +43,7 @@ class Generator:
         tokenizer: makes images of tokens or features.
         prior: of any family; None for a model that only reconstructs.
         dtype: of the weights: "float32", "bfloat16", or "auto", which is bfloat16 where the hardware is
-            faster with it. But for "float32", both modules are laid out for generating: they neither train
-            nor are saved any more.
+            faster with it. But for "float32", they are laid out for generating: see `lay_out`.
     """
 
     def __init__(
@@ -56,9 +55,9 @@ class Generator:
         if prior is not None:
             prior.eval()
         self._graphed: GraphedPrior | None = None
-        self._laid_out = dtype != "float32"
-        if self._laid_out:
-            lay_out(tokenizer, prior, self.dtype)
+        self.laid_out = False  #: for generating alone
+        if self.dtype != torch.float32 or (dtype == "auto" and tokenizer.post_quant.weight.is_cpu):
+            self.lay_out()
 
     @classmethod
     def load(
@@ -99,10 +98,10 @@ class Generator:
         """Write a model folder, whole or not at all; its card says also what is said ``about`` the model.
 
         Raises:
-            ValueError: it holds other files, or this generator was not loaded with dtype "float32".
+            ValueError: it holds other files, or the weights are laid out for generating.
         """
-        if self._laid_out:
-            raise ValueError(f"weights laid out in {self.dtype} cannot be saved: load with dtype='float32'")
+        if self.laid_out:
+            raise ValueError("weights laid out for generating cannot be saved: load with dtype='float32'")
         save_model(
             Path(folder), self.settings, tokenizer=self.tokenizer, prior=self._prior, dtype=dtype, about=about
         )
@@ -125,20 +124,20 @@ class Generator:
             return push_folder(Path(place) / "model", repo_id, **push)
 
     def to(self, device: str | torch.device) -> Generator:
-        """Move the weights; returns self.
-
-        Raises:
-            ValueError: they are laid out for their device, as with any dtype but "float32".
-        """
-        if self._laid_out:
-            raise ValueError(
-                f"weights in {self.dtype} are laid out for their device: "
-                f"load them with device={str(device)!r}"
-            )
+        """Move the weights, forget CUDA graphs; returns self. Raises ValueError once they are laid out."""
+        if self.laid_out:
+            raise ValueError(f"weights are laid out for their device: load them with device={str(device)!r}")
         self._graphed = None
         self.tokenizer.to(device)
         if self._prior is not None:
             self._prior.to(device)
+        return self
+
+    def lay_out(self) -> Generator:
+        """Generate faster, on CPUs; the weights neither train nor are saved any more. Returns self."""
+        if not self.laid_out:
+            lay_out(self.tokenizer, self._prior, self.dtype)
+            self.laid_out = True
         return self
 
     def use_cuda_graphs(self) -> Generator:

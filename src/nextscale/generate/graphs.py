@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -29,24 +31,30 @@ Record: TypeAlias = Callable[[Callable[[], Any]], Recorded]
 _WARM_UPS = 2
 
 
-def cuda_recorder() -> Record:
-    """Records what functions launch on the current GPU; they must not read anything back.
+def cuda_recorder(device: torch.device) -> Record:
+    """Records what functions launch on a GPU; they must not read anything back.
 
     All share one pool of memory: what a pass needs while it runs serves the next pass too.
     """
-    pool = torch.cuda.graph_pool_handle()
+    with torch.cuda.device(device):
+        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def record(run: Callable[[], Any]) -> Recorded:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):  # libraries choose their kernels and take their workspace
-                run()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            outputs = run()
-        return graph.replay, outputs
+        with torch.cuda.device(device):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):  # libraries choose their kernels and take their workspace
+                    run()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
+                outputs = run()
+
+        def replay() -> None:
+            with torch.cuda.device(device):
+                graph.replay()
+
+        return replay, outputs
 
     return record
 
@@ -59,27 +67,29 @@ def graphed(prior: nn.Module) -> GraphedPrior:
     """
     if not isinstance(prior, NextScalePrior) or prior.position.device.type != "cuda":
         raise ValueError("CUDA graphs are for next_scale models on a GPU: load one with device='cuda'")
-    return GraphedPrior(prior, record=cuda_recorder())
+    return GraphedPrior(prior, new_recorder=partial(cuda_recorder, prior.position.device))
 
 
 class GraphedPrior:
-    """What sampling asks of a `NextScalePrior`, by recorded passes.
+    """What sampling asks of a `NextScalePrior`, by recorded passes, in the dtype of its weights.
 
-    Those of one batch size are kept at a time: another batch size records its own in their place.
+    Those of one batch size are kept at a time: another batch size records its own in their place. Generations
+    begin in one thread.
 
     Args:
         prior: its weights must stay where they are.
-        record: see `cuda_recorder`.
+        new_recorder: gives what records the passes of a batch size, see `cuda_recorder`.
     """
 
-    def __init__(self, prior: NextScalePrior, *, record: Record) -> None:
-        self._prior, self._record = prior, record
+    def __init__(self, prior: NextScalePrior, *, new_recorder: Callable[[], Record]) -> None:
+        self._prior, self._new_recorder = prior, new_recorder
         self.unconditional = prior.unconditional
         self._recorded: dict[tuple[int, int], Recorded] = {}
         self._inputs: dict[tuple[int, int], Tensor] = {}
-        self._holder: weakref.ref[KeyValueCache] | None = None
         self._labels_B: Tensor | None = None
         self._cache: KeyValueCache | None = None
+        self._granted = False  #: the generation that begins shall use the graphs
+        self._holder: weakref.ref[KeyValueCache] | None = None  #: what the one holds that uses them
 
     @property
     def _busy(self) -> bool:
@@ -87,21 +97,25 @@ class GraphedPrior:
 
     def condition(self, labels_B: Tensor) -> Condition:
         """As `NextScalePrior.condition`."""
-        if self._busy:
+        self._granted = not self._busy
+        if not self._granted:
             return self._prior.condition(labels_B)
-        if self._labels_B is None or len(self._labels_B) != len(labels_B):
-            self._recorded.clear()
-            self._inputs.clear()
-            self._labels_B, self._cache = labels_B.clone(), self._prior.new_cache(len(labels_B))
-        kept_B = self._labels_B
-        kept_B.copy_(labels_B)
-        condition: Condition = self._replay((-1, len(labels_B)), lambda: self._prior.condition(kept_B))
+        with _plainly(labels_B.device):
+            if self._labels_B is None or len(self._labels_B) != len(labels_B):
+                self._recorded.clear()
+                self._inputs.clear()
+                self._record = self._new_recorder()
+                self._labels_B, self._cache = labels_B.clone(), self._prior.new_cache(len(labels_B))
+            kept_B = self._labels_B
+            kept_B.copy_(labels_B)
+            condition: Condition = self._replay((-1, len(labels_B)), lambda: self._prior.condition(kept_B))
         return condition
 
     def new_cache(self, batch: int) -> KeyValueCache:
         """As `NextScalePrior.new_cache`; while what it gives is held, no other generation uses graphs."""
-        if self._busy:
+        if not self._granted:
             return self._prior.new_cache(batch)
+        self._granted = False
         cache = copy.copy(self._cache)
         assert cache is not None and cache.tensor.shape[2] == batch
         self._holder = weakref.ref(cache)
@@ -114,12 +128,14 @@ class GraphedPrior:
         if self._holder is None or self._holder() is not cache:
             return self._prior.step(scale, condition, inputs_BTC, cache)
         key = scale, cache.tensor.shape[2]
-        kept_BTC = None
-        if inputs_BTC is not None:
-            kept_BTC = self._inputs.setdefault(key, torch.empty_like(inputs_BTC))
-            kept_BTC.copy_(inputs_BTC)
-        same = copy.copy(cache)  # the one that was given is what says that the graphs are in use
-        logits: Tensor = self._replay(key, lambda: self._prior.step(scale, condition, kept_BTC, same))
+        with _plainly(cache.tensor.device):
+            if inputs_BTC is not None:
+                if key not in self._inputs:
+                    self._inputs[key] = torch.empty_like(inputs_BTC)
+                self._inputs[key].copy_(inputs_BTC)
+            kept_BTC = None if inputs_BTC is None else self._inputs[key]
+            same = copy.copy(cache)  # the one that was given is what says that the graphs are in use
+            logits: Tensor = self._replay(key, lambda: self._prior.step(scale, condition, kept_BTC, same))
         return logits
 
     def _replay(self, key: tuple[int, int], run: Callable[[], Any]) -> Any:
@@ -128,3 +144,14 @@ class GraphedPrior:
         replay, outputs = self._recorded[key]
         replay()
         return outputs
+
+
+@contextmanager
+def _plainly(device: torch.device) -> Iterator[None]:
+    """What is recorded lasts longer than the caller's modes, so it is made without them."""
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield

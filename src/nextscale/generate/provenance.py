@@ -55,6 +55,7 @@ class Record(BaseModel):
     torch: str = Field(max_length=50, description="version")
     device: str = Field(max_length=20, description="kind: cpu, cuda, ...")
     dtype: Literal["float32", "bfloat16"]
+    laid_out: bool = Field(False, description="for generating, in float32; bfloat16 always is")
     model_digest: str = Field(pattern=_DIGEST, description="`nextscale.generate.folder.model_digest`")
     label: int | None = Field(ge=0, description="number of the class")
     class_name: str = Field("", max_length=500, description="its name, for readers")

@@ -60,6 +60,8 @@ def records(
         more: smooth or edit.
     """
     names, made = generator.class_names, []
+    if generator.laid_out and generator.dtype == torch.float32:
+        more |= {"laid_out": True}
     for label, seed, (row, batch) in zip(labels, seeds, places, strict=True):
         number = None if label is None else resolve_label(label, names)
         more_of_label = {} if number is None else {"class_name": names[number]}
@@ -83,7 +85,7 @@ def make_again(
     """The picture that a record describes: uint8 (H, W, 3).
 
     Args:
-        generator: the model, in the record's dtype.
+        generator: the model, in the record's dtype, and laid out as it says.
         record: of a sample or an edit.
         image: of an edit: what was given, as `Generator.edit` took it.
         mask: likewise, where a mask and no box was given.

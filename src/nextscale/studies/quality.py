@@ -55,7 +55,7 @@ def open_scorer(
     if side is not None and size != (side, side):
         raise ValueError(
             f"features {study.features} look at images of {side} x {side} pixels, not of {size[0]} x "
-            f"{size[1]}: set features inception or dinov2, and weights"
+            f"{size[1]}: set features inception, dinov2 or classifier, and weights"
         )
     reference = _reference(
         study, source, size, extractor=extractor, file=folder / "reference.npz", ranks=ranks,

@@ -56,6 +56,8 @@ def prior_block_bytes(
         # where attention is in float32: queries, keys, values and outputs once more
         exact = _float32_share(schedule) if on_cpu else 0
         numbers += exact * (_WORD * 4 - (0 if unit else 2 * 3)) + (1 - exact) * 2 * (1 + 2 * unit)
+        if 0 < exact < 1:  # and for the last scale once more as they are
+            numbers += exact * (4 if unit else 6)
     return numbers * prior.width * schedule.num_tokens
 
 

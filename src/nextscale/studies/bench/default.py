@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nextscale.generate.folder import Prior
 from nextscale.generate.generator import Generator
-from nextscale.generate.precision import Dtype, lay_out, stored_dtype
+from nextscale.generate.precision import Dtype, stored_dtype
 from nextscale.generate.result import Result
 from nextscale.generate.settings import ModelSettings
 from nextscale.tokenizer.model import Tokenizer
@@ -68,18 +68,19 @@ def make_default(model: ModelSettings, tokenizer: Tokenizer, prior: Prior, *, dt
 
 
 def _as_auto(generator: Generator) -> Generator:
-    """As dtype "auto" would lay it out where the hardware has no bfloat16: that is float32's default."""
-    if generator.dtype == torch.float32:
-        lay_out(generator.tokenizer, generator.prior, torch.float32)
-    return generator
+    """As dtype "auto" lays out CPUs without bfloat16: that is float32's default there."""
+    return generator.lay_out() if generator.prior.position.device.type == "cpu" else generator
 
 
-def refuse_other_tokens(plain: Default, graphed: Default, *, batch: int) -> None:
-    """Raise ValueError unless two generators draw the same tokens, twice: recorded, and replayed."""
-    expected = plain(batch).tokens_BL
+def use_cuda_graphs(default: Default, *, batch: int) -> None:
+    """Let it replay passes from now on. Raises ValueError unless its tokens stay as they are, when recording
+    and when replaying.
+    """
+    expected = default(batch).tokens_BL
     assert expected is not None
+    default.generator.use_cuda_graphs()
     for _ in range(2):
-        given = graphed(batch).tokens_BL
+        given = default(batch).tokens_BL
         if given is None or not torch.equal(given, expected):
             raise ValueError(
                 "CUDA graphs give other tokens than the same passes without them: do not use them"

@@ -20,7 +20,7 @@ from nextscale.generate.request import Request
 from nextscale.generate.sampling import draw_tokens
 from nextscale.prior.next_scale import NextScalePrior
 from nextscale.studies.bench.clock import Timing, time_in_turn
-from nextscale.studies.bench.default import Default, make_default, refuse_other_tokens
+from nextscale.studies.bench.default import Default, make_default, use_cuda_graphs
 from nextscale.studies.bench.models import (
     random_prior,
     random_tokenizer,
@@ -58,10 +58,8 @@ def bench_generation(settings: BenchSettings, device: torch.device) -> list[Row]
             dtype: make_default(sized.model, tokenizer, prior, dtype=dtype) for dtype in settings.dtypes
         }
         if settings.cuda_graphs:
-            for dtype, default in defaults.items():
-                plain = make_default(sized.model, tokenizer, prior, dtype=dtype)
-                default.generator.use_cuda_graphs()
-                refuse_other_tokens(plain, default, batch=settings.batches[0])
+            for default in defaults.values():
+                use_cuda_graphs(default, batch=settings.batches[0])
         for batch in settings.batches:
             found = time_generation(sized, tokenizer, prior, defaults, batch=batch, rounds=settings.rounds)
             rows += [
@@ -72,6 +70,8 @@ def bench_generation(settings: BenchSettings, device: torch.device) -> list[Row]
     if device.type == "cpu":
         for sized in settings.sized:
             measure_peaks(rows, sized)
+    if settings.cuda_graphs:  # what graphs hold was there before the timing began
+        rows = [row | {"peak_bytes": None} for row in rows]
     return rows
 
 
