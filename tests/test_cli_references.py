@@ -49,7 +49,7 @@ def test_what_was_made_is_kept(tmp_path: Path) -> None:
 
 def test_features_where_nothing_was_said() -> None:
     assert default_features((32, 32)) == "cifar"
-    with pytest.raises(ValueError, match="images of 256 x 256 pixels: give --features inception or dinov2"):
+    with pytest.raises(ValueError, match="images of 256 x 256 pixels: give --features inception, dinov2 or"):
         default_features((256, 256))
 
 

@@ -118,11 +118,9 @@ def add_neighbours_options(neighbours: argparse.ArgumentParser) -> None:
     )
     neighbours.add_argument("--shown", type=int, default=20, help="samples on the picture (default: 20)")
     neighbours.add_argument(
-        "--features",
-        default="cifar",
-        choices=FEATURES,
-        help="network that compares them (default: cifar, the bundled one)",
-    )
+        "--features", default="cifar",
+        help=f"network that compares them: {', '.join(FEATURES)} (default: cifar, the bundled one)",
+    )  # fmt: skip
     neighbours.add_argument(
         "--weights", help="of the network: a file, or hub:OWNER/NAME/FILE; of classifier its folder"
     )
