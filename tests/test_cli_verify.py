@@ -207,14 +207,16 @@ def test_a_training_that_is_slowed_down_is_told(
     slowed: bool, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Every step sleeps, so that the pace does not depend on what else runs; the last 50 sleep 40 %
-    longer in one run, in its honest twin not.
+    """Every step sleeps until a tenth of a second is over, so that the pace does not depend on what else runs;
+    the last 50 take 40 % longer in one run, in its honest twin not.
     """
     take, numbers = train_loop.take_step, itertools.count(1)
 
     def take_slowly(*words: Any, **more: Any) -> Any:
-        time.sleep(0.14 if slowed and next(numbers) > 100 else 0.1)
-        return take(*words, **more)
+        end = time.monotonic() + (0.14 if slowed and next(numbers) > 100 else 0.1)
+        outcome = take(*words, **more)
+        time.sleep(max(0.0, end - time.monotonic()))
+        return outcome
 
     monkeypatch.setattr(train_loop, "take_step", take_slowly)
     quick = {"num_steps": 150, "save_every": 150, "evaluate_every": 150}
