@@ -207,7 +207,7 @@ def test_a_training_that_is_slowed_down_is_told(
     slowed: bool, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Every step sleeps until a tenth of a second is over, so that the pace does not depend on what else runs;
+    """Every step sleeps until a tenth of a second is over, so that the pace does not depend on other work;
     the last 50 take 40 % longer in one run, in its honest twin not.
     """
     take, numbers = train_loop.take_step, itertools.count(1)
