@@ -123,8 +123,9 @@ def test_auto_asks_the_hardware(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_refusals(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dtype 'half' is unknown: expected auto, float32, bfloat16"):
         Generator.load(folder, dtype="half")  # type: ignore[arg-type]
-    for dtype in ("bfloat16", "auto"):
-        fast = Generator.load(folder, dtype=dtype)  # type: ignore[arg-type]
+    dtypes: list[precision.Dtype] = ["bfloat16", "auto"]
+    for dtype in dtypes:
+        fast = Generator.load(folder, dtype=dtype)
         with pytest.raises(ValueError, match="cannot be saved: load with dtype='float32'"):
             fast.save(tmp_path / "other")
         with pytest.raises(ValueError, match="load them with device='meta'"):

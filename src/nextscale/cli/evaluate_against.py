@@ -14,7 +14,7 @@ from typing import Any
 from nextscale import checkpoint
 from nextscale.cli.protocols import check_no_contradiction, read_protocol
 from nextscale.cli.references import Opened, open_reference
-from nextscale.cli.subjects import Subject, find_judge, fitting_judge, open_subject, samples_of
+from nextscale.cli.subjects import Subject, find_classifier, open_subject, samples_of
 from nextscale.distributed import Distributed
 from nextscale.evaluate.images import Samples
 from nextscale.evaluate.scores import singular_warnings
@@ -33,9 +33,9 @@ def run(options: argparse.Namespace, ranks: Distributed) -> None:
         subject, opened = _prepare(options, ranks)
         subjects = _swept(subject, points) if points else []
         reference_classes = opened.class_names
-        classifier = fitting_judge(
-            find_judge(opened.features, options.weights), subject.images, demanded=options.class_agreement,
-            reference_classes=reference_classes, ranks=ranks,
+        classifier = find_classifier(
+            subject.images, features=opened.features, weights=options.weights,
+            demanded=options.class_agreement, reference_classes=reference_classes, ranks=ranks,
         )  # fmt: skip
     out = Path(options.out) if options.out else None
     with ExitStack() as hold:

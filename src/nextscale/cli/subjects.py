@@ -151,20 +151,16 @@ def _refuse(options: argparse.Namespace, names: tuple[str, ...], what: str) -> N
             raise ValueError(f"--{name.replace('_', '-')} has no effect on {what}")
 
 
-def find_judge(features: Features | None, weights: str | None) -> Classifier:
-    """The classifier that looks at the images anyway, or the bundled one."""
-    return load_classifier(Path(weights)) if features == "classifier" and weights else load_classifier()
-
-
-def fitting_judge(
-    judge: Classifier, images: Images, *, demanded: bool, reference_classes: tuple[str, ...] | None,
-    ranks: Distributed,
+def find_classifier(
+    images: Images, *, features: Features, weights: str | None, demanded: bool,
+    reference_classes: tuple[str, ...] | None, ranks: Distributed,
 ) -> Classifier | None:  # fmt: skip
-    """The classifier, where it knows the classes of the images.
+    """The classifier that looks at the images anyway, or the bundled one, where it knows their classes.
 
     Args:
-        judge: the classifier.
         images: that are scored.
+        features: what looks at them.
+        weights: of that; of a classifier its folder.
         demanded: without it no agreement is no error.
         reference_classes: of the images that they are held against, where known.
         ranks: whose device is used.
@@ -172,7 +168,8 @@ def fitting_judge(
     Raises:
         ValueError: agreement is demanded, but of images without labels, of another size, or of other classes.
     """
-    names, side = judge.settings.class_names, judge.settings.image_size
+    classifier = load_classifier(Path(weights)) if features == "classifier" and weights else load_classifier()
+    names, side = classifier.settings.class_names, classifier.settings.image_size
     if demanded and isinstance(images, NpzImages):
         images.class_names = names  # its labels are numbers; whoever demands agreement says whose they are
     fits = images.class_names == names and images.image_size == (side, side)
@@ -196,4 +193,4 @@ def fitting_judge(
             f"--class-agreement: the reference has other classes ({', '.join(reference_classes[:5])}): "
             "give one of the same classes, or leave it out"
         )
-    return judge.to(ranks.device) if fits else None
+    return classifier.to(ranks.device) if fits else None

@@ -55,7 +55,6 @@ class NpzImages:
 
     Args:
         path: of the file.
-        class_names: of the labels, which are numbers there; None: unknown.
 
     Raises:
         ValueError: no such arrays, another type or shape, or pickled objects.
@@ -63,8 +62,9 @@ class NpzImages:
 
     preprocessing = "none: uint8 arrays from a file"
 
-    def __init__(self, path: Path, *, class_names: tuple[str, ...] | None = None) -> None:
-        self.path, self.class_names = path, class_names
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.class_names: tuple[str, ...] | None = None  #: of the labels, which are numbers; None: unknown
         names = names_in(path)
         if IMAGES not in names:
             raise ValueError(f"{path} holds no {IMAGES} but {', '.join(sorted(names)) or 'nothing'}: "
