@@ -84,6 +84,10 @@ def _ask_while_one_dies(client: openai.OpenAI) -> None:
                 answers["equal" if same else "other"] += 1
             except openai.APIStatusError as error:
                 answers[str(error.status_code)] += 1
+            except openai.APITimeoutError:
+                answers["none"] += 1
+            except openai.APIConnectionError:  # its answer had begun when the replica died
+                answers["cut"] += 1
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -94,9 +98,9 @@ def _ask_while_one_dies(client: openai.OpenAI) -> None:
     os.kill(victim, signal.SIGKILL)
     for thread in threads:
         thread.join(90)
-    assert answers.total() == asked.total(), "every request has an answer"
+    assert answers.total() == asked.total() and not answers["none"], f"every request ends: {answers}"
     assert answers["equal"] > 20 and answers["other"] == 0
-    assert answers.total() - answers["equal"] <= 8, "at most what the dead replica was making failed"
+    assert answers.total() - answers["equal"] <= 8, f"at most what the dead replica was making: {answers}"
 
 
 @pytest.mark.parametrize(("text", "expected"), [("2", (2, 2)), ("1-4", (1, 4))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -68,6 +69,22 @@ def test_without_attention_there_is_none() -> None:
     assert not any("attention" in name for name in names[False])
     assert sum("attention" in name and name.endswith("qkv.weight") for name in names[True]) == 5
     assert Tokenizer(plain, SCHEDULE).decode(random_tokens(SCHEDULE)).shape == (3, 3, 8, 8)
+
+
+def test_nobody_holds_what_a_level_was_given() -> None:
+    tokenizer = loud_tokenizer(SCHEDULE, levels=3)
+    alive: dict[int, list[bool]] = {}
+
+    def watch(level: int, first: nn.Module, last: nn.Module) -> None:
+        given: list[weakref.ref[Tensor]] = []
+        first.register_forward_pre_hook(lambda _, inputs: given.append(weakref.ref(inputs[0])))
+        last.register_forward_hook(lambda *_: alive.update({level: [item() is not None for item in given]}))
+
+    for number, level in enumerate(tokenizer.decoder.levels):
+        watch(number, level.blocks[0], level.blocks[-1])
+    with torch.no_grad():
+        tokenizer.decode(random_tokens(SCHEDULE))
+    assert alive == {0: [False], 1: [False], 2: [False]}
 
 
 # the loop over scales, against the paper's algorithms written out

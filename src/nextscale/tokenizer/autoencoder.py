@@ -2,10 +2,13 @@
 
 Letters: B batch, C width of a code, H W pixels, h w latent cells; H = reduction * h.
 Special here: a level's place in `levels` is its resolution (0 is full), so that encoder and decoder levels
-of one number belong together; the decoder walks them backwards.
+of one number belong together; the decoder walks them backwards. A level is not called: its parts are, one
+after another, so that nobody holds the level's input while its last parts work.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
@@ -39,12 +42,13 @@ class Level(nn.Module):
         )
         self.resample = resample if resample is not None else nn.Identity()
 
-    def forward(self, x_BCHW: Tensor, *, recompute: bool = False) -> Tensor:
+    def parts(self) -> Iterator[nn.Module]:
+        """What an input passes, in order."""
         for index, block in enumerate(self.blocks):
-            x_BCHW = through(block, x_BCHW, recompute=recompute)
+            yield block
             if self.attentions:
-                x_BCHW = through(self.attentions[index], x_BCHW, recompute=recompute)
-        return self.resample(x_BCHW)
+                yield self.attentions[index]
+        yield self.resample
 
 
 class Middle(nn.Module):
@@ -57,10 +61,15 @@ class Middle(nn.Module):
         self.attention = AttentionBlock(dim, norm_groups=groups) if settings.attention else nn.Identity()
         self.block2 = ResidualBlock(dim, dim, norm_groups=groups)
 
-    def forward(self, x_BCHW: Tensor, *, recompute: bool = False) -> Tensor:
-        for part in (self.block1, self.attention, self.block2):
-            x_BCHW = through(part, x_BCHW, recompute=recompute)
-        return x_BCHW
+    def parts(self) -> Iterator[nn.Module]:
+        """What an input passes, in order."""
+        yield from (self.block1, self.attention, self.block2)
+
+
+def _parts(*levels: nn.Module) -> Iterator[nn.Module]:
+    for level in levels:
+        assert isinstance(level, (Level, Middle))
+        yield from level.parts()
 
 
 class Encoder(nn.Module):
@@ -87,8 +96,8 @@ class Encoder(nn.Module):
 
     def forward(self, images_BCHW: Tensor, *, recompute: bool = False) -> Tensor:
         hidden = self.conv_in(images_BCHW)
-        for level in (*self.levels, self.middle):
-            hidden = level(hidden, recompute=recompute)
+        for part in _parts(*self.levels, self.middle):
+            hidden = through(part, hidden, recompute=recompute)
         return self.conv_out(silu(self.norm_out(hidden)))
 
 
@@ -116,6 +125,6 @@ class Decoder(nn.Module):
 
     def forward(self, features_BChw: Tensor, *, recompute: bool = False) -> Tensor:
         hidden = self.conv_in(features_BChw)
-        for level in (self.middle, *reversed(self.levels)):
-            hidden = level(hidden, recompute=recompute)
+        for part in _parts(self.middle, *reversed(self.levels)):
+            hidden = through(part, hidden, recompute=recompute)
         return self.conv_out(silu(self.norm_out(hidden)))

@@ -20,17 +20,17 @@ def silu(x: Tensor) -> Tensor:
     return F.silu(x, inplace=not x.requires_grad)
 
 
-def through(block: nn.Module, x_BCHW: Tensor, *, recompute: bool) -> Tensor:
-    """What a block makes of its input.
+def through(part: nn.Module, x_BCHW: Tensor, *, recompute: bool) -> Tensor:
+    """What a part of the autoencoder makes of its input.
 
     Args:
-        block: nothing random happens in it.
+        part: nothing random happens in it.
         x_BCHW: its input.
-        recompute: keep the input alone, and compute the inside again in the backward pass.
+        recompute: of a block keep the input alone, and compute the inside again in the backward pass.
     """
-    if not recompute:
-        return block(x_BCHW)
-    again: Tensor = checkpoint(block, x_BCHW, use_reentrant=False, preserve_rng_state=False)
+    if not recompute or not isinstance(part, (ResidualBlock, AttentionBlock)):
+        return part(x_BCHW)
+    again: Tensor = checkpoint(part, x_BCHW, use_reentrant=False, preserve_rng_state=False)
     return again
 
 
