@@ -9,11 +9,14 @@ import sys
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from nextscale.cli import main
 from nextscale.cli.bench_sizes import sized_models
 from nextscale.prior.settings import PriorSettings
 from nextscale.scales import PRESETS
+from nextscale.tokenizer.model import Tokenizer
+from nextscale.tokenizer.settings import Precision
 
 FIELDS = {
     "size": str, "px": int, "batch": int, "dtype": str, "seconds": float, "images_per_second": float,
@@ -61,7 +64,14 @@ def test_train(capsys: pytest.CaptureFixture[str]) -> None:
     assert any("% of the rate" in line for line in lines)
 
 
-def test_tokenize(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tokenize(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, precisions = Tokenizer.encode, set()
+
+    def spy(self: Tokenizer, images_BCHW: Tensor, *, precision: Precision = "float32") -> Tensor:
+        precisions.add(precision)
+        return encode(self, images_BCHW, precision=precision)
+
+    monkeypatch.setattr(Tokenizer, "encode", spy)
     _, found = _bench(capsys, "tokenize", "--sizes", "tiny", "--batch", "2", "--workers", "0")
     rows = found["rows"]
     assert [(row["what"], row["dtype"]) for row in rows] == [
@@ -69,6 +79,7 @@ def test_tokenize(capsys: pytest.CaptureFixture[str]) -> None:
         ("files", "bfloat16"), ("encoder", "bfloat16"),
     ]  # fmt: skip
     assert all(row["speedup"] > 0 for row in rows)
+    assert precisions == {"float32", "bfloat16"}
     assert rows[0]["peak_bytes"] > 1e6 and rows[0]["seconds"] > rows[1]["seconds"]
 
 

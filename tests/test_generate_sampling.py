@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models_for_tests import slow_draw, slow_filter
+from nextscale.generate import sampling
 from nextscale.generate.guidance import guide, ramp
 from nextscale.generate.sampling import (
     Draw,
@@ -80,6 +81,16 @@ def test_the_fast_way_at_the_size_of_published_models(top_k: int, top_p: float, 
     logits = logits.bfloat16().float() if coarse else logits
     draw = Draw.of([top_k, 50], [top_p, 0.9], [1.0, 0.8])
     assert torch.equal(kept_weights(logits, draw), kept_weights_by_sorting(logits, draw))
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 2**18])
+def test_drawn_in_parts_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(sampling, "_AT_ONCE", at_once)
+    logits, uniforms = torch.randn(3, 7, 40), torch.rand(3, 7, dtype=torch.float64)
+    draw = Draw.of([0, 9, 1], [0.8, 1.0, 0.5], [1.0, 0.7, 1.0])
+    sums = kept_weights_by_sorting(logits, draw).cumsum(dim=-1)
+    expected = (sums <= uniforms[..., None] * sums[..., -1:]).sum(dim=-1)
+    assert torch.equal(draw_tokens(logits, uniforms, draw), expected)
 
 
 def test_ties() -> None:

@@ -15,6 +15,9 @@ import numpy
 import torch
 from torch import Tensor
 
+#: Logits that a CPU works on at a time when it draws: 64 tokens of 4,096 codes.
+_AT_ONCE = 2**18
+
 
 class Draw(NamedTuple):
     """Sampling settings of a batch, on the host, where they decide what is computed, and on the device."""
@@ -96,17 +99,27 @@ def draw_tokens(logits_BTV: Tensor, uniforms_BT: Tensor, draw: Draw) -> Tensor:
     """
     if all(value == 1 for value in draw.top_k):  # nothing is left to chance
         return logits_BTV.argmax(dim=-1)
-    if logits_BTV.device.type == "cpu":  # image by image, so that what is computed stays in the CPU's cache
-        rows = [slice(image, image + 1) for image in range(len(logits_BTV))]
-        drawn = torch.cat(
-            [_invert(kept_weights(logits_BTV[row], draw.part(row)), uniforms_BT[row]) for row in rows]
-        )
+    if logits_BTV.device.type == "cpu":
+        drawn = _draw_in_parts(logits_BTV, uniforms_BT, draw)
     else:
         drawn = _invert(kept_weights_by_sorting(logits_BTV, draw), uniforms_BT)
     if 1 not in draw.top_k:
         return drawn
     # codes that tie at the top all pass the filter
     return torch.where((draw.top_k_B == 1)[:, None], logits_BTV.argmax(dim=-1), drawn)
+
+
+def _draw_in_parts(logits_BTV: Tensor, uniforms_BT: Tensor, draw: Draw) -> Tensor:
+    """Image by image, some tokens at a time, so that what is computed stays in the CPU's cache."""
+    drawn_BT = torch.empty_like(uniforms_BT, dtype=torch.int64)
+    count = max(1, _AT_ONCE // logits_BTV.shape[-1])
+    for image in range(len(logits_BTV)):
+        row = slice(image, image + 1)
+        own = draw.part(row)
+        for first in range(0, logits_BTV.shape[1], count):
+            part = row, slice(first, first + count)
+            drawn_BT[part] = _invert(kept_weights(logits_BTV[part], own), uniforms_BT[part])
+    return drawn_BT
 
 
 def _invert(weights_BTV: Tensor, uniforms_BT: Tensor) -> Tensor:

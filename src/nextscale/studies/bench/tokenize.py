@@ -34,6 +34,7 @@ from nextscale.studies.bench.settings import WORD, BenchSettings, Sized
 from nextscale.studies.bench.work import Limits, Pass, encoder_pass, search_pass
 from nextscale.studies.reference.autoencoder import encode_plainly, features_plainly, quantise_plainly
 from nextscale.tokenizer.model import Tokenizer
+from nextscale.tokenizer.settings import Precision
 from nextscale.train.memory import encoding_bytes
 
 #: Batches of images in the folder, and how much larger than a crop they are.
@@ -79,19 +80,18 @@ class _Folder:
         write_pictures(home / "pictures", self.num_images, round(_LARGER * tokenizer.image_size[0]))
         self.source: Source = open_source(str(home / "pictures"))
 
-    def by_default(self, dtype: str) -> None:
-        """As `nextscale tokenize` does."""
+    def by_default(self, dtype: Precision) -> None:
+        """As `nextscale tokenize --precision` does."""
         data = DataSettings(enlarge=1.0, num_workers=self.num_workers)
         made_from = describe(
             self.source, data, held_out=None, tokenizer=self.tokenizer, tokenizer_sha256="0" * 64, views=1,
-            seed=0,
+            seed=0, precision=dtype,
         )  # fmt: skip
         place = self.home / "tokens"
-        with _precision(self.tokenizer, dtype):
-            make_cache(
-                place, source=self.source, tokenizer=self.tokenizer, made_from=made_from,
-                batch_size=self.batch, num_workers=self.num_workers, progress=False,
-            )  # fmt: skip
+        make_cache(
+            place, source=self.source, tokenizer=self.tokenizer, made_from=made_from,
+            batch_size=self.batch, num_workers=self.num_workers, progress=False,
+        )  # fmt: skip
         shutil.rmtree(place)
 
     def plainly(self) -> None:
@@ -106,22 +106,16 @@ class _Folder:
             numpy.save(self.home / f"tokens{start}.npy", tokens_BL.cpu().numpy())
 
 
-def _precision(tokenizer: Tokenizer, dtype: str) -> torch.autocast:
-    chosen, device = getattr(torch, dtype), next(tokenizer.parameters()).device
-    return torch.autocast(device.type, dtype=chosen, enabled=chosen != torch.float32)
-
-
 @torch.no_grad()
-def _encode(tokenizer: Tokenizer, images_BCHW: torch.Tensor, dtype: str) -> torch.Tensor:
-    with _precision(tokenizer, dtype):
+def _encode(tokenizer: Tokenizer, images_BCHW: torch.Tensor, dtype: Precision) -> torch.Tensor:
+    with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         return tokenizer.features(images_BCHW)
 
 
-def encode_once(folder: Path, *, batch: int, dtype: str) -> None:
+def encode_once(folder: Path, *, batch: int, dtype: Precision) -> None:
     """Tokens of one batch, with the tokenizer of a model folder."""
     tokenizer = load_tokenizer(folder, read_settings(folder))
-    with _precision(tokenizer, dtype):
-        tokenizer.encode(torch.zeros(batch, 3, *tokenizer.image_size))
+    tokenizer.encode(torch.zeros(batch, 3, *tokenizer.image_size), precision=dtype)
 
 
 def _of_batch(
