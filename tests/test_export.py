@@ -41,7 +41,8 @@ def _check(exported: ExportedGenerator, generator: Generator) -> None:
         assert torch.equal(mine.tokens_BL, theirs.tokens_BL)
         torch.testing.assert_close(mine.images_BCHW, theirs.images_BCHW, rtol=0, atol=1e-4)
     images_BCHW, tokens_BL = theirs.images_BCHW, generator.tokenizer.encode(theirs.images_BCHW)
-    assert torch.equal(exported.encode(images_BCHW), tokens_BL)
+    for order in (torch.contiguous_format, torch.channels_last):
+        assert torch.equal(exported.encode(images_BCHW.contiguous(memory_format=order)), tokens_BL)
     torch.testing.assert_close(
         exported.decode(tokens_BL), generator.tokenizer.decode(tokens_BL), rtol=0, atol=1e-4
     )

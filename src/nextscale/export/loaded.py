@@ -181,9 +181,9 @@ def _on_rows(run: Run, given: Sequence[Tensor], rows: int) -> tuple[Tensor, ...]
 
 
 def _padded(tensor: Tensor, rows: int, dim: int = 0) -> Tensor:
-    """With the last row repeated: programs have static shapes."""
+    """With the last row repeated, and contiguous: programs have static shapes and strides."""
     missing = rows - tensor.shape[dim]
-    if not missing:
-        return tensor.contiguous()
-    last = tensor.narrow(dim, tensor.shape[dim] - 1, 1)
-    return torch.cat([tensor, *[last] * missing], dim=dim)
+    if missing:
+        last = tensor.narrow(dim, tensor.shape[dim] - 1, 1)
+        tensor = torch.cat([tensor, *[last] * missing], dim=dim)
+    return tensor.contiguous()

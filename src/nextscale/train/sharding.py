@@ -1,11 +1,12 @@
 """Full sharding: every process holds a slice of each large weight, of its gradient and its averages (FSDP2).
 
 Special here: cut are the matrices and kernels inside the units that models repeat (blocks of the prior,
-levels and middles of the tokenizer), which is nearly everything. The rest - biases, norms, embeddings, heads,
-the codebook, a discriminator - stays whole on every process and is exchanged as without sharding. So nothing
-but a unit's own forward pass ever meets a slice, and what computes in float32 under autocast goes on doing
-so. A unit gathers its weights before it runs and lets go of them afterwards: all processes must run it
-equally often. What torch needs for it takes seconds to import and is imported only when asked.
+blocks and changes of resolution of the tokenizer), which is nearly everything. The rest - biases, norms,
+embeddings, heads, the codebook, a discriminator - stays whole on every process and is exchanged as without
+sharding. So nothing but a unit's own forward pass ever meets a slice, and what computes in float32 under
+autocast goes on doing so. A unit gathers its weights before it runs and lets go of them afterwards: all
+processes must run it equally often. What torch needs for it takes seconds to import and is imported only
+when asked.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ from torch import Tensor, nn
 
 from nextscale.distributed import Distributed
 from nextscale.prior.layers import Block
-from nextscale.tokenizer.autoencoder import Level, Middle
+from nextscale.tokenizer.layers import AttentionBlock, Downsample, ResidualBlock, Upsample
 from nextscale.train.settings import LoopSettings
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 Module = TypeVar("Module", bound=nn.Module)
+
+#: What runs as a whole and gathers its weights by itself.
+_UNITS = (Block, ResidualBlock, AttentionBlock, Downsample, Upsample)
 
 _LONGEST_WRITE = timedelta(hours=6)
 
@@ -46,11 +50,11 @@ def check_torch() -> None:
 
 
 def _units(module: nn.Module) -> Iterator[nn.Module]:
-    """What gathers its weights by itself, inner units first."""
+    """All of them, inner ones first."""
     for part in module.modules():
         if isinstance(part, Block) and hasattr(part, "modulation"):
             yield part.modulation  # all blocks' modulations are computed before the first block runs
-        if isinstance(part, Block | Level | Middle):
+        if isinstance(part, _UNITS):
             yield part
 
 
