@@ -25,6 +25,7 @@ from nextscale.generate.generator import Generator
 from nextscale.prior import sampling_block, transformer
 from nextscale.prior.layers import attend_to
 from nextscale.studies.bench.models import random_prior, random_tokenizer
+from nextscale.tokenizer.model import Tokenizer
 
 
 class Plain(sampling_block.Product):
@@ -40,6 +41,11 @@ def in_float32(*given: Any) -> torch.Tensor:
     """Attention as it is where a backward pass may follow."""
     with torch.enable_grad():
         return attend_to(*given)
+
+
+def as_given(tokenizer: Tokenizer, x: torch.Tensor) -> torch.Tensor:
+    """What goes into convolutions, its channels where they are."""
+    return x.to(tokenizer.pre_quant.weight.dtype)
 
 
 def make(changed: str, model: Any, tokenizer: Any, prior: Any) -> Generator:
@@ -75,6 +81,8 @@ def seconds(changed: str, generator: Generator) -> float:
         "codes sorted with their places": [
             patch.object(sampling, "kept_weights", sampling.kept_weights_by_sorting)
         ],
+        "decoder's channels first": [patch.object(Tokenizer, "_laid_out", as_given)],
+        "drawn at once": [patch.object(sampling, "_AT_ONCE", 2**40)],
     }
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=changed == "float32 weights under autocast")
     with patched(patches.get(changed, [])), autocast:
@@ -85,7 +93,7 @@ def seconds(changed: str, generator: Generator) -> float:
 
 WAYS = (
     "default", "float32", "float32 weights under autocast", "weights not packed", "training's blocks",
-    "attention in float32", "decoder's channels first", "codes sorted with their places",
+    "attention in float32", "decoder's channels first", "codes sorted with their places", "drawn at once",
 )  # fmt: skip
 
 

@@ -51,6 +51,7 @@ def task_of(kind: str, home: Path, **changes: Any) -> Task:
     sources = {"source": MemorySource(16), "validation": MemorySource(7)}
     run = tiny_run("adversarial" if kind == "adversarial" else "prior", home, batch_size=8)
     if isinstance(run, TokenizerRun):
+        run = run.model_copy(update=changes)
         adversarial = TokenizerTask(run, device=CPU, **sources)
         assert adversarial.adversary is not None
         adversarial.adversary.next_step.fill_(5)
@@ -81,7 +82,8 @@ def measure(home: Path, out: Path, ranks: Distributed, *, sharded: bool) -> None
     bfloat16 = {"precision": "bfloat16"}
     for name, kind, changes, given in (
         *((kind, kind, {}, {}) for kind in KINDS),
-        ("recompute", "prior", {"recompute": True}, {}), ("bfloat16", "prior", {}, bfloat16),
+        ("recompute", "prior", {"recompute": True}, {}),
+        ("recompute-tokenizer", "adversarial", {"recompute": True}, {}), ("bfloat16", "prior", {}, bfloat16),
         ("clipped", "prior", {}, {"clip_norm": 0.1}),
     ):  # fmt: skip
         task = task_of(kind, home, **changes)
@@ -176,6 +178,8 @@ def scores(home: Path, ranks: Distributed, *, sharded: bool) -> dict[str, Any]:
         options: dict[str, Any] = {"limit": limit, "batch_size": 2, "ranks": ranks}
         found[f"prediction of {limit}"] = prediction_scores(given, prior, MemorySource(7), **options)
         found[f"reconstruction of {limit}"] = reconstruction_scores(tokenizer, MemorySource(7), **options)
+    for module in (prior, tokenizer):  # averages go on with slices after an evaluation
+        assert sharded == any(is_cut(parameter) for parameter in module.parameters())
     skipped = SkippedImages()
     options = {"batch_size": 2, "skipped": skipped, "ranks": ranks}
     found["skipping"] = reconstruction_scores(tokenizer, _Damaged(7), **options)

@@ -21,6 +21,7 @@ from nextscale.studies.families import count_tokenizer, looks, plan_families, st
 from nextscale.studies.page import write_page
 from nextscale.studies.report import Row, Value, decided, share
 from nextscale.studies.settings import ComparisonStudy
+from nextscale.tokenizer.layers import AttentionBlock
 from nextscale.tokenizer.model import Tokenizer
 
 
@@ -61,19 +62,19 @@ def test_one_validation_image_is_too_few(tmp_path: Path) -> None:
 
 def test_products_of_a_tokenizer_are_counted() -> None:
     settings = model_settings()
-    autoencoder = settings.tokenizer.autoencoder.model_copy(update={"attention": False})
-    tokenizer = Tokenizer(
-        settings.tokenizer.model_copy(update={"autoencoder": autoencoder}), settings.schedule
-    )
+    tokenizer = Tokenizer(settings.tokenizer, settings.schedule)
     counted = 0
 
     def count(module: nn.Module, _: Any, output_BCHW: Tensor) -> None:
         nonlocal counted
-        assert isinstance(module, nn.Conv2d)
-        counted += 2 * module.weight.numel() * output_BCHW.shape[2] * output_BCHW.shape[3]
+        dim, cells = output_BCHW.shape[1], output_BCHW.shape[2] * output_BCHW.shape[3]
+        if isinstance(module, nn.Conv2d):
+            counted += 2 * module.weight.numel() * cells
+        else:  # queries by keys, and what they mix
+            counted += 2 * 2 * cells * cells * dim
 
     for module in tokenizer.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, (nn.Conv2d, AttentionBlock)):
             module.register_forward_hook(count)
     tokenizer.decode(torch.zeros(1, settings.schedule.num_tokens, dtype=torch.int64))
     of_decoding = counted

@@ -19,6 +19,8 @@ from nextscale.checkpoint import write_json, write_tensors
 from nextscale.distributed import Distributed
 from nextscale.train.estimate import Estimate, describe
 from nextscale.train.memory import Memory
+from nextscale.train.run import _check_processes
+from nextscale.train.settings import DecoderRun
 from nextscale.train.sharding import check_torch, own, own_rows, row_ends, weights_to_cut
 from nextscale.train.slices import Copies, SavedTensors, write_copies
 from runs_for_tests import tiny_run
@@ -98,17 +100,24 @@ def test_whole_tensors_are_their_own_slices() -> None:
 def test_an_older_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_torch()
 
-    def fully_shard(_module: nn.Module, *, mesh: Any = None) -> None:
-        """As torch 2.6 had it."""
+    def fully_shard(_module: nn.Module, *, mesh: Any = None, reshard_after_forward: bool = True) -> None:
+        """As torch 2.7 had it."""
 
     monkeypatch.setattr(fsdp, "fully_shard", fully_shard)
-    with pytest.raises(ValueError, match=r"loop.sharding full needs torch 2.7 or newer, this is .*: update"):
+    with pytest.raises(ValueError, match=r"loop.sharding full needs torch 2.8 or newer, this is .*: update"):
         check_torch()
 
 
 def test_the_classifier_has_nothing_to_shard(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"loop.sharding full would have no effect, since the classifier"):
         tiny_run("classifier", tmp_path, sharding="full")
+
+
+def test_a_decoder_is_not_sharded(tmp_path: Path) -> None:
+    run = DecoderRun.model_validate({"loop": {"sharding": "full"}})
+    _check_processes(run, Distributed(0, 1, torch.device("cpu")))
+    with pytest.raises(ValueError, match=r"sharding full has not been made to work with train decoder"):
+        _check_processes(run, Distributed(0, 2, torch.device("cpu")))
 
 
 def test_an_estimate_says_what_is_divided() -> None:

@@ -66,7 +66,7 @@ def scale_by_scale(
         logits = prior.step(scale, condition, inputs, cache)
         if scale < num_guided:
             logits = guide(logits[:batch], logits[batch:], weights_SB[scale])
-        before, coarser = coarser, logits if request.sharpened else None
+        before, coarser = coarser, (logits if request.sharpened else None)
         if before is not None:
             sizes = schedule.sizes[scale - 1], schedule.sizes[scale]
             logits = sharpen(logits, before, request.ssg_B, sizes=sizes)

@@ -124,7 +124,7 @@ class Tokenizer(nn.Module):
         return self.decoder(self.post_quant(quantized.features_BChw), recompute=recompute), quantized
 
     def _laid_out(self, x_BCHW: Tensor) -> Tensor:
-        """In the dtype of the weights, channels last: convolutions keep that order and are faster in it."""
+        """In the dtype of the weights, channels last: CPUs keep that order and are faster in it."""
         return x_BCHW.to(self.pre_quant.weight.dtype, memory_format=torch.channels_last)
 
     def _maps(self, tokens_BL: Tensor) -> list[Tensor]:

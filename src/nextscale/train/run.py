@@ -166,6 +166,11 @@ def _check_processes(run: AnyRun, ranks: Distributed) -> None:
         )
     if run.loop.sharding == "full" and ranks.world_size > 1:
         check_torch()
+        if isinstance(run, DecoderRun):
+            raise ValueError(
+                "loop.sharding full has not been made to work with train decoder, which also encodes, in "
+                "float32: leave it out, a tokenizer is small"
+            )
         for name in ("weights_every", "audit_every"):
             if getattr(run.ledger, name):
                 raise ValueError(

@@ -42,9 +42,10 @@ def check_torch() -> None:
     """Raise ValueError where this torch cannot shard a part of a module's parameters."""
     from torch.distributed.fsdp import fully_shard
 
-    if "ignored_params" not in inspect.signature(fully_shard).parameters:
+    # before 2.8, what ran first kept its weights whole, and evaluations do not run the whole module
+    if inspect.signature(fully_shard).parameters["reshard_after_forward"].default is not None:
         raise ValueError(
-            f"loop.sharding full needs torch 2.7 or newer, this is {torch.__version__}: update torch, or set "
+            f"loop.sharding full needs torch 2.8 or newer, this is {torch.__version__}: update torch, or set "
             "loop.sharding replicated"
         )
 
@@ -91,7 +92,9 @@ def shard_(module: nn.Module, ranks: Distributed, *, dtype: torch.dtype | None =
         param_dtype=dtype, reduce_dtype=dtype and torch.float32, cast_forward_inputs=False
     )
     for unit in (*_units(module), module):  # the module itself holds none, but lets its units overlap
-        fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=rest)
+        fully_shard(
+            unit, mesh=mesh, mp_policy=policy, ignored_params=rest, reshard_after_forward=True
+        )  # fmt: skip
 
 
 def is_cut(tensor: Tensor) -> TypeGuard[DTensor]:
