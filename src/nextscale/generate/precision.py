@@ -2,7 +2,7 @@
 
 Special here: with bfloat16 the weights themselves are bfloat16, cast once; nothing is cast while generating.
 Logits, random draws and the quantiser stay float32, since one changed token changes all finer ones. Weights
-can be laid out for generating in float32, too: the same numbers up to rounding, a seventh faster on CPUs.
+can be laid out for generating in float32, too: the same numbers up to rounding, a tenth faster on CPUs.
 """
 
 from __future__ import annotations
