@@ -71,7 +71,8 @@ def test_without_attention_there_is_none() -> None:
     assert Tokenizer(plain, SCHEDULE).decode(random_tokens(SCHEDULE)).shape == (3, 3, 8, 8)
 
 
-def test_nobody_holds_what_a_level_was_given() -> None:
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_nobody_holds_what_a_level_was_given(side: str) -> None:
     tokenizer = loud_tokenizer(SCHEDULE, levels=3)
     alive: dict[int, list[bool]] = {}
 
@@ -80,10 +81,10 @@ def test_nobody_holds_what_a_level_was_given() -> None:
         first.register_forward_pre_hook(lambda _, inputs: given.append(weakref.ref(inputs[0])))
         last.register_forward_hook(lambda *_: alive.update({level: [item() is not None for item in given]}))
 
-    for number, level in enumerate(tokenizer.decoder.levels):
-        watch(number, level.blocks[0], level.blocks[-1])
+    for number, level in enumerate(getattr(tokenizer, side).levels):
+        watch(number, level.blocks[0], level.resample)
     with torch.no_grad():
-        tokenizer.decode(random_tokens(SCHEDULE))
+        tokenizer.decode(tokenizer.encode(random_images(tokenizer)))
     assert alive == {0: [False], 1: [False], 2: [False]}
 
 
