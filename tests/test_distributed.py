@@ -8,6 +8,7 @@ from torch import nn
 
 from nextscale import distributed
 from nextscale.distributed import Distributed, choose_device, joined, num_processes, place
+from ranks_for_tests import finish, start
 
 
 def test_the_first_gpu_or_the_cpu() -> None:
@@ -113,3 +114,19 @@ def test_a_device_for_each_process(
     with pytest.raises(ValueError, match=message), joined(device):
         pass
     assert distributed._device_of_rank("cpu") == torch.device("cpu")
+
+
+_ONE_FAILS = """
+import time
+from nextscale.distributed import joined
+with joined("cpu") as ranks:
+    if ranks.rank == 1:
+        time.sleep(1)
+        raise ValueError("this one")
+"""
+
+
+@pytest.mark.slow
+def test_who_is_done_does_not_wait_for_one_that_failed() -> None:
+    (first, _, said), (second, _, errors) = finish(start(["-c", _ONE_FAILS]), timeout=60)
+    assert (first, second, said) == (0, 1, "") and errors.strip().endswith("ValueError: this one")

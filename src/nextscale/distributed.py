@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -274,6 +274,9 @@ def joined(device: str | None = None) -> Iterator[Distributed]:
         ) from error
     try:
         yield Distributed(torch.distributed.get_rank(), world_size, chosen, words)
+        # who leaves while a thread of gloo still lets go of a tensor may be aborted
+        with suppress(RuntimeError):  # another one has failed, and says so itself
+            torch.distributed.barrier(words)
     finally:
         torch.distributed.destroy_process_group()
 
