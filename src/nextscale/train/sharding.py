@@ -51,7 +51,7 @@ def check_torch() -> None:
 
 
 def _units(module: nn.Module) -> Iterator[nn.Module]:
-    """All of them, inner ones first."""
+    """The units of a module, inner ones first."""
     for part in module.modules():
         if isinstance(part, Block) and hasattr(part, "modulation"):
             yield part.modulation  # all blocks' modulations are computed before the first block runs
